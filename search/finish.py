@@ -1,0 +1,76 @@
+"""The end of a search: finalists re-scored on fresh data, the winner tested once and exported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from search.algorithm import Trial, best_of
+from search.evaluator import costs
+from search.job import Job
+from supernet.evaluate import Metrics, calibrated_subnet, evaluate, evaluate_subnet
+from supernet.export import export
+from supernet.log import RunLog
+from supernet.space import Arch
+
+EXPORT = "subnet"  # folder of the exported winner
+COMPARED = 32  # images on which the exported file is compared with the supernet
+
+
+def rescore(job: Job, trials: Sequence[Trial], log: RunLog, label: str) -> tuple[Trial, dict[Arch, Metrics]]:
+    """The winner, and the finalists' metrics on the validation split, which played no part in the search.
+
+    Finalists are the best distinct subnets inside the budget by the search split. The best of them on the
+    validation split wins; among equals the one with fewer MACs.
+    """
+    excess = job.budget.excess([trial.arch for trial in trials])
+    feasible = [trial for trial, violation in zip(trials, excess, strict=True) if not violation]
+    finalists = best_of(feasible, job.settings.finalists)
+    validated: dict[Arch, Metrics] = {}
+    with log.progress(len(finalists), f"{label}: finalists") as progress:
+        for trial in finalists:
+            validated[trial.arch] = validate(job, trial.arch)
+            progress.advance(1)
+    winner = min(finalists, key=lambda trial: (-validated[trial.arch].top1, trial.metrics["macs"]))
+    return winner, validated
+
+
+def ship(job: Job, arch: Arch, scores: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """extract -> calibrate -> test once -> export to `folder/subnet`; returns what is known about the subnet.
+
+    `scores` are metrics by split that are known already.
+    """
+    net, data, settings = job.run.net, job.data, job.settings
+    resolution = net.space.resolution(arch)
+    subnet = calibrated_subnet(net, arch, data, settings.calibration_images)
+    metrics = dict(scores)
+    if settings.test:
+        metrics["test"] = evaluate(subnet, data.evaluation("test", resolution))._asdict()
+    largest = net.space.plan(net.space.largest())
+    price = costs(net.space, arch)
+    provenance = {
+        "checkpoint": str(job.run.folder),
+        "step": job.run.step,
+        "search": str(folder),
+        "seed": settings.seed,
+        "calibration_images": settings.calibration_images,
+    }
+    images = data.evaluation("val", resolution)[0][0][:COMPARED]
+    differences = export(
+        subnet, arch, net, folder / EXPORT, data.info, images, metrics, provenance, settings.formats
+    )
+    return {
+        "arch": arch.to_json(),
+        **price,
+        "macs_of_largest": price["macs"] / largest.macs,
+        "params_of_largest": price["params"] / largest.params,
+        "metrics": metrics,
+        "export": str(folder / EXPORT),
+        "largest_difference_after_export": differences,
+    }
+
+
+def validate(job: Job, arch: Arch) -> Metrics:
+    """Metrics of one subnet on the validation split."""
+    return evaluate_subnet(job.run.net, arch, job.data, "val", job.settings.calibration_images)

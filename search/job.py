@@ -1,0 +1,136 @@
+"""What a search works on: the opened run, its data, the budget; and the folder that takes the results."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from search.constraint import Budget, Constraint, number, range_of
+from search.settings import SearchSettings
+from supernet.build import OpenedRun, make_data, open_run, pick_device
+from supernet.construct import construct
+from supernet.errors import UserError
+from supernet.runs import RESULTS, newest_finished, read_json
+
+if TYPE_CHECKING:
+    from supernet.data import Data
+
+TRIALS = "trials.jsonl"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One search: `config` is the whole configuration, `settings` its validated part."""
+
+    settings: SearchSettings
+    config: Mapping[str, Any]
+    run: OpenedRun
+    data: Data
+    budget: Budget
+
+    @property
+    def root(self) -> Path:
+        """The folder of all searches in the training run."""
+        return self.run.folder / "search"
+
+    def facts(self) -> list[str]:
+        """Lines that tell the user what is searched, and what is reachable."""
+        space = self.budget.space
+        ranges = {name: f"{number(low)} to {number(high)}" for name, (low, high) in range_of(space).items()}
+        sizes = self.data.sizes
+        newest = " (the newest finished training run)" if self.settings.checkpoint is None else ""
+        reach = f"{ranges['macs']} MACs, {ranges['params']} params"
+        return [
+            f"checkpoint: {self.run.folder}{newest}",
+            f"space {space.name!r}: {_count(space.size())} subnets, {reach}",
+            f"budget: {self.budget.describe()}",
+            f"images: {sizes['search']:,} to search on, {sizes['val']:,} to choose among the finalists, "
+            f"{sizes['test']:,} to test",
+        ]
+
+    def setup(self) -> dict[str, Any]:
+        """Whatever decides scores and proposals; a resumed search must have the same."""
+        return {
+            "space": self.budget.space.config,
+            "weights": _fingerprint(self.run.net),
+            "algorithm": self.config["algorithm"],
+            "constraint": {"macs": self.budget.macs, "params": self.budget.params},
+            "seed": self.settings.seed,
+            "calibration_images": self.settings.calibration_images,
+            "data": {key: value for key, value in self.settings.data_overrides.items() if key != "root"},
+        }
+
+    def resumable(self) -> Path | None:
+        """The folder that `resume` names; None for a new search.
+
+        Raises:
+            UserError: if it holds no search, or a finished one, or "auto" finds no unfinished one.
+        """
+        resume = self.settings.resume
+        if resume is None:
+            return None
+        if resume == "auto":
+            begun = [path for path in self.root.glob(f"*/{TRIALS}") if not (path.parent / RESULTS).exists()]
+            newest = max(begun, key=lambda path: (path.stat().st_mtime_ns, path.parent.name), default=None)
+            if newest is None:
+                raise UserError(
+                    f"resume=auto: no unfinished search under {self.root}; start one without resume="
+                )
+            return newest.parent
+        folder = Path(resume)
+        if not (folder / TRIALS).is_file():
+            raise UserError(f"resume={resume}: no search is there ({TRIALS} is missing)")
+        if (folder / RESULTS).exists():
+            raise UserError(f"resume={resume}: that search is finished, see {folder / RESULTS}; drop resume=")
+        return folder
+
+
+def open_job(config: Mapping[str, Any]) -> Job:
+    """Open what the configuration names.
+
+    Raises:
+        UserError: for any setting that is wrong, a missing or damaged checkpoint, missing data, or data whose
+            classes or channels are not those of the supernet.
+    """
+    settings = SearchSettings.of(config)
+    constraint: Constraint = construct(config["constraint"], "constraint")
+    device = pick_device(settings.device)
+    run = open_run(_checkpoint(settings), device)
+    space = run.net.space
+    budget = constraint.on(space)
+    data = make_data(run.config, device, settings.data_overrides)
+    for key, mine in (("num_classes", data.info.num_classes), ("in_channels", data.info.channels)):
+        if space.config.get(key, mine) != mine:
+            raise UserError(
+                f"data {data.info.name!r} has {key} {mine}, the supernet of {run.folder} has "
+                f"{space.config[key]}: search on the data that it was trained for"
+            )
+    return Job(settings, config, run, data, budget)
+
+
+def _checkpoint(settings: SearchSettings) -> Path:
+    """As given; else that of the search to resume; else the newest finished training run's."""
+    if settings.checkpoint is not None:
+        return Path(settings.checkpoint)
+    if settings.resume not in (None, "auto"):
+        saved = Path(str(settings.resume)) / "config.json"
+        if saved.is_file():
+            return Path(read_json(saved)["checkpoint"])
+    return newest_finished(Path(settings.runs_dir) / "train")
+
+
+def _fingerprint(net: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for key, tensor in net.state_dict().items():
+        digest.update(key.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _count(size: int) -> str:
+    return f"{size:,}" if size < 10**7 else f"{size:.3g}"

@@ -1,0 +1,54 @@
+"""Validated settings of a search: all of `configs/search.yaml` but the algorithm and the constraint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from supernet.construct import construct
+from supernet.errors import UserError
+from supernet.export import FORMATS
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """See `configs/search.yaml` for the meaning of each."""
+
+    checkpoint: str | None
+    runs_dir: str
+    arch: str | Mapping[str, Any] | None
+    resume: str | None
+    seed: int
+    device: str
+    evaluations: int
+    calibration_images: int
+    finalists: int
+    baseline: Literal["random"] | None
+    formats: tuple[str, ...]
+    test: bool
+    dry_run: bool
+    data: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        for name in ("evaluations", "calibration_images", "finalists"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.seed < 0:
+            raise UserError(f"seed={self.seed}: must not be negative")
+        if self.arch is not None and self.resume is not None:
+            raise UserError("arch= evaluates one subnet, there is nothing to resume: drop one of the two")
+        if unknown := set(self.formats) - set(FORMATS):
+            raise UserError(f"formats={sorted(unknown)}: choose from {list(FORMATS)}")
+
+    @staticmethod
+    def of(config: Mapping[str, Any]) -> SearchSettings:
+        """Raises UserError for unknown, missing or ill-typed entries."""
+        own = {key: value for key, value in config.items() if key not in ("algorithm", "constraint")}
+        settings: SearchSettings = construct({"_target_": "search.settings.SearchSettings", **own}, "")
+        return settings
+
+    @property
+    def data_overrides(self) -> dict[str, Any]:
+        """Entries that replace the training run's own; null keeps those."""
+        return {key: value for key, value in self.data.items() if value is not None}

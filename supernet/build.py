@@ -1,0 +1,153 @@
+"""From names, configurations and files to objects: `build`, `load_supernet`, and what the entry points share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from supernet import checkpoint
+from supernet.construct import construct, nearest
+from supernet.errors import UserError
+from supernet.net import Supernet
+from supernet.runs import CHECKPOINT, config_dir, read_json
+from supernet.space import Arch, Space
+
+if TYPE_CHECKING:
+    from supernet.data import Data
+
+
+def build(name: str, num_classes: int = 1000, in_channels: int = 3, **overrides: Any) -> Supernet:
+    """The supernet of a named space, with PyTorch's initial weights.
+
+    Args:
+        name: a file name in `configs/space`, such as "alphanet", or the path of a YAML file of your own.
+        overrides: entries of that file to replace, such as `resolution=[160, 192]`.
+
+    Raises:
+        UserError: unknown name (gives the nearest ones) or an impossible space.
+    """
+    from omegaconf import OmegaConf
+
+    folder = config_dir() / "space"
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in folder.glob("*.yaml"))
+        raise UserError(f"unknown space {name!r}: did you mean {nearest(name, known) or known}?")
+    config: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    return Supernet(make_space({**config, **overrides}, num_classes, in_channels))
+
+
+def make_space(config: Mapping[str, Any], num_classes: int, in_channels: int) -> Space:
+    """A space from its configuration, for data of that many classes and channels."""
+    return construct(config, "space", num_classes=num_classes, in_channels=in_channels)  # type: ignore[no-any-return]
+
+
+def make_data(config: Mapping[str, Any], device: torch.device, overrides: Mapping[str, Any] | None = None) -> Data:
+    """The data of a training configuration, with entries of its `data` section replaced by `overrides`."""
+    section = {**config["data"], **(overrides or {})}
+    return construct(section, "data", device=device)  # type: ignore[no-any-return]
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one; anything else is PyTorch's device string.
+
+    Raises:
+        UserError: if the device does not exist here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={name}: not available here ({str(error).splitlines()[0]}); try device=cpu") from None
+    return device
+
+
+def load_supernet(path: str | Path) -> Supernet:
+    """The supernet of a training run: `path` is a run folder or one of its checkpoint files. On the CPU.
+
+    Raises:
+        UserError: if it is missing, damaged or not a checkpoint of this project.
+    """
+    return open_run(Path(path), torch.device("cpu")).net
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """A trained supernet with what is known about it. Weights are the moving average where the run kept one."""
+
+    net: Supernet
+    config: dict[str, Any]
+    folder: Path
+    step: int
+
+
+def open_run(path: Path, device: torch.device) -> OpenedRun:
+    """Load the supernet of a run folder or checkpoint file.
+
+    Raises:
+        UserError: see `load_supernet`.
+    """
+    file = path / CHECKPOINT if path.is_dir() else path
+    state = checkpoint.load(file)
+    missing = {"space", "model", "config", "step"} - set(state)
+    if missing:
+        raise UserError(f"checkpoint {file} holds no training run (it lacks {sorted(missing)})")
+    net = Supernet(construct(state["space"], "space"))
+    weights = state.get("ema") or state["model"]
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"checkpoint {file} does not fit its own space: {str(error).splitlines()[-1].strip()}") from None
+    return OpenedRun(net.to(device), state["config"], file.parent, state["step"])
+
+
+def parse_arch(space: Space, text: str | Mapping[str, Any]) -> Arch:
+    """An arch as users name it.
+
+    `text` is "smallest", "largest", "random:<seed>", a JSON file that holds an arch, a row of a front such as
+    "runs/.../front.json#3", the JSON text itself, or the readable dictionary.
+
+    Raises:
+        UserError: saying what is wrong with it.
+    """
+    import numpy as np
+
+    if isinstance(text, Mapping):
+        return _from_json(space, text, "arch")
+    if text in ("smallest", "largest"):
+        return space.smallest() if text == "smallest" else space.largest()
+    if text.startswith("random:") and text[7:].isdigit():
+        return space.sample(np.random.default_rng(int(text[7:])))
+    if text.lstrip().startswith("{"):
+        try:
+            return _from_json(space, json.loads(text), "arch")
+        except json.JSONDecodeError as error:
+            raise UserError(f"arch={text}: not valid JSON ({error})") from None
+    name, _, row = text.partition("#")
+    if not Path(name).is_file():
+        raise UserError(
+            f"arch={text}: no such file; give smallest, largest, random:<seed>, a JSON file, or front.json#<row>"
+        )
+    data = read_json(Path(name))
+    if isinstance(data, dict) and "rows" in data:
+        rows = data["rows"]
+        if not row.isdigit() or int(row) >= len(rows):
+            raise UserError(f"arch={text}: choose a row of {name} from #0 to #{len(rows) - 1}")
+        data = rows[int(row)]["arch"]
+    elif row:
+        raise UserError(f"arch={text}: {name} is not a front, so it has no row #{row}")
+    return _from_json(space, data, name)
+
+
+def _from_json(space: Space, data: Any, where: str) -> Arch:
+    try:
+        return space.from_json(data)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where}: {error}") from None

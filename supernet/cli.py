@@ -1,0 +1,241 @@
+"""The command line: compose a config, run a program with it, and say in one line what a user did wrong."""
+
+import errno
+import importlib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+import yaml  # type: ignore[import-untyped]
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from supernet.construct import nearest
+from supernet.errors import UserError
+from supernet.runs import config_dir
+
+Run = Callable[[dict[str, Any]], float | None]
+
+USER_ERROR = 2
+INTERRUPTED = 130
+CONFIG_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
+FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own switch for raw tracebacks
+REFUSED_BY_SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+OPTIONS = (
+    *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun"),
+    *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
+    *("--info", "-h", "-c", "-p", "-r", "-m", "-sc", "-cp", "-cn", "-cd", "-i"),
+)
+# Python's and torch's words for memory that the machine does not have.
+NO_CPU_MEMORY = re.compile(r"DefaultCPUAllocator.*(not enough|can't allocate) memory", re.DOTALL)
+
+
+def entry(config_name: str, run: Run | str, configs: Path | None = None) -> None:
+    """Run a program from the command line: `run` gets the composed, resolved config as a plain dict.
+
+    `config_name` is the top YAML file's name without suffix; `run` may be "package.module:function", which
+    is imported only when there is something to run. `configs` overrides the folder of YAML files. Hydra's
+    options work: --help, --cfg job, --info, -m (several runs), -cd (a further folder of YAML files).
+
+    A mistake of the user prints one line `error: …` on stderr and leaves with code 2, Ctrl-C with 130, any
+    other exception with its traceback and 1. HYDRA_FULL_ERROR=1 lets every exception through untouched.
+    """
+    raw = FULL_ERROR in os.environ
+
+    def job(cfg: DictConfig) -> float | None:
+        program = _import(run) if isinstance(run, str) else run
+        return program(_settings(cfg)) if raw else _guarded(program, cfg)
+
+    folder = configs
+    try:
+        _check_options(sys.argv[1:])
+        folder = configs or config_dir()
+        with _hydra_raises():
+            hydra.main(version_base="1.3", config_path=str(folder.resolve()), config_name=config_name)(job)()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except _Reported as reported:
+        sys.exit(reported.code)
+    except BrokenPipeError:  # `--help | head`; the interpreter's own last flush must not fail either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except UserError as error:
+        _fail(str(error))
+    # Hydra raises ValueError for some misuses; those of `run` never get here.
+    except (*CONFIG_ERRORS, ValueError) as error:
+        if raw or folder is None:
+            raise
+        _fail(_explain(error, config_name, folder))
+
+
+class _Reported(Exception):  # noqa: N818 - not an error: it tells a sweep that one has been printed
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def _settings(cfg: DictConfig) -> dict[str, Any]:
+    """Resolve every interpolation and return plain dicts and lists."""
+    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _guarded(run: Run, cfg: DictConfig) -> float | None:
+    """Call `run` and report its failure here, before Hydra adds words of its own.
+
+    In a sweep the other jobs still run, and the first failure decides the exit code.
+    """
+    try:
+        return run(_settings(cfg))
+    except Exception as error:
+        line = _user_line(error)
+        if line is not None:
+            _say(line)
+        else:
+            traceback.print_exc()
+        code = 1 if line is None else USER_ERROR
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise _Reported(code) from None
+        sys.exit(code)
+
+
+def _user_line(error: Exception) -> str | None:
+    """Return the line for a failure that the user can mend, None for a bug."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OmegaConfBaseException):
+        return _unresolved(error)
+    if isinstance(error, OSError) and error.errno in REFUSED_BY_SYSTEM:
+        return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+    # By name, because a run that failed early may not have imported torch.
+    name, text = type(error).__name__, str(error).split("\n")[0].split(". ")
+    if name == "OutOfMemoryError":
+        advice = "lower train.batch_size or data.eval_batch_size, or take a smaller space"
+        return f"the GPU's memory is full ({'. '.join(text[:2]).rstrip('.')}): {advice}"
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and NO_CPU_MEMORY.search(str(error))
+    ):
+        return "the machine's memory is full: lower train.batch_size or data.eval_batch_size"
+    return None
+
+
+def _explain(error: Exception, config_name: str, folder: Path) -> str:
+    """Rewrite an error of Hydra, OmegaConf or YAML as one line that says what to type instead."""
+    text = str(error)
+    if isinstance(error, OverrideParseException):
+        reason = [line for line in text.splitlines() if not line.startswith(("Error parsing", "See http"))]
+        return f"bad override {error.override!r}: write key=value, and quote values with spaces ({reason[0]})"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        if not group:
+            return f"there is no config {option!r} in {folder}"
+        options = list(error.options or [])
+        choices = f"all: {', '.join(options)}" if options else f"{group} has none"
+        return f"{group}={option}: no such option{_hint(option, options)} ({choices})"
+    if match := re.search(r"item is already at '([^']+)'", text):
+        return f"{match[1]} exists already: write {match[1]}=<value> without the +"
+    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        key, _, value = match[1].partition("=")
+        return f"{match[1]}: write '{key}=[{value}]' for a list, or add -m to run once for each value"
+    unknown = re.search(r"Could not (?:override|delete|delete from config\.) '([^'=]+)(?:=[^']*)?'", text)
+    if unknown:
+        names = _known_keys(folder, config_name, sys.argv[1:])
+        return f"unknown override '{unknown[1]}'{_hint(unknown[1], names)} (all: {_command()} --help)"
+    if isinstance(error, OmegaConfBaseException):
+        return _unresolved(error)
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{mark.name}, line {mark.line + 1}: {error.problem} (a config file must be YAML)"
+    return text
+
+
+def _unresolved(error: OmegaConfBaseException) -> str:
+    """Name the key that has no value or whose `${…}` leads nowhere."""
+    if isinstance(error, MissingMandatoryValue) and error.full_key:
+        return f"{error.full_key} needs a value: give {error.full_key}=<value>"
+    return f"{error.full_key or 'config'}: {str(error).splitlines()[0]}"
+
+
+def _known_keys(folder: Path, config_name: str, argv: list[str]) -> list[str]:
+    """Dotted keys and groups that an override can name, given the groups chosen in `argv`."""
+    groups = [path.name for path in folder.iterdir() if path.is_dir()]
+    choices = [arg for arg in argv if arg.split("=")[0] in groups and "," not in arg]
+    for overrides in (choices, []):
+        with suppress(HydraException, OmegaConfBaseException, ValueError):
+            with hydra.initialize_config_dir(str(folder.resolve()), version_base="1.3"):
+                cfg = hydra.compose(config_name, overrides)
+            return [*_dotted(OmegaConf.to_container(cfg)), *groups]
+    return groups
+
+
+def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted names of everything below a nested mapping, inner nodes included."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield f"{prefix}{key}"
+            yield from _dotted(value, f"{prefix}{key}.")
+
+
+def _check_options(argv: list[str]) -> None:
+    """Refuse what looks like an option of another program, such as `--epochs 3`."""
+    for arg in argv:
+        if arg == "--":
+            return
+        name = arg.split("=")[0]
+        if name.startswith("-") and not any(option.startswith(name) for option in OPTIONS):
+            key = name.lstrip("-").replace("-", "_")
+            raise UserError(
+                f"unknown option {name!r}: settings have no dashes, as in {key}=<value> "
+                f"(all: {_command()} --help)"
+            )
+
+
+def _command() -> str:
+    return f"python {Path(sys.argv[0]).name}"
+
+
+def _hint(name: str, names: list[str]) -> str:
+    close = nearest(name, names)
+    return f": did you mean {' or '.join(close)}?" if close else ""
+
+
+def _import(name: str) -> Run:
+    module, _, function = name.partition(":")
+    program: Run = getattr(importlib.import_module(module), function)
+    return program
+
+
+@contextmanager
+def _hydra_raises() -> Iterator[None]:
+    """Make Hydra raise its errors instead of printing them and exiting."""
+    old = os.environ.get(FULL_ERROR)
+    os.environ[FULL_ERROR] = "1"
+    try:
+        yield
+    finally:
+        if old is None:
+            del os.environ[FULL_ERROR]
+        else:
+            os.environ[FULL_ERROR] = old
+
+
+def _say(message: str) -> None:
+    """Print one line on stderr; under torchrun it says which process speaks."""
+    rank = os.environ.get("RANK", "0")
+    line = " ".join(message.split())
+    print(f"error: {line}" + (f" (rank {rank})" if rank != "0" else ""), file=sys.stderr, flush=True)
+
+
+def _fail(message: str) -> NoReturn:
+    _say(message)
+    sys.exit(USER_ERROR)

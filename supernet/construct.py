@@ -1,0 +1,242 @@
+"""Turn a config node `{_target_: "supernet.x.y", **params}` into the object that it describes."""
+
+import difflib
+import functools
+import importlib
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sized
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from supernet.errors import UserError
+
+ALLOWED = ("supernet.", "search.", "torch.optim.")
+RESERVED = ("_target_", "_partial_")
+# Every part starts with a letter: no private and no dunder name can be reached.
+TARGET = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", re.ASCII)
+
+
+def nearest(name: str, names: Iterable[str], n: int = 3) -> list[str]:
+    """Return up to `n` of `names` that a person who typed `name` most likely meant, best first.
+
+    Dotted names also match by their last part, so that `epochs` finds `train.epochs`.
+    """
+    known = list(dict.fromkeys(names))
+    last = name.rsplit(".", 1)[-1]
+    parts = {known_name: known_name.rsplit(".", 1)[-1] for known_name in known}
+    whole = difflib.get_close_matches(name, known, n, cutoff=0.6)
+    same_end = [known_name for known_name, part in parts.items() if part == last]
+    close_ends = difflib.get_close_matches(last, list(dict.fromkeys(parts.values())), n, cutoff=0.75)
+    close = [known_name for end in close_ends for known_name, part in parts.items() if part == end]
+    return list(dict.fromkeys([*whole, *same_end, *close]))[:n]
+
+
+def construct(cfg: Mapping[str, Any], where: str, **kwargs: Any) -> Any:
+    """Build the object named by `cfg["_target_"]` from the other entries of `cfg`.
+
+    `where` is the config's own dotted key (`data`, `optim`), used in messages. `kwargs` are given by code:
+    they override `cfg` and their types are not checked. Lists become tuples; nested mappings that have a
+    `_target_` are built first; `_partial_: true` returns a `functools.partial` after the same checks.
+    Only classes and functions defined in `supernet`, `search` or `torch.optim` can be named.
+
+    Raises `UserError` for a target that is not allowed or does not exist, unknown, missing or ill-typed
+    parameters, and for a `ValueError` or `TypeError` of the constructor; `TypeError` for bad `kwargs`.
+    """
+    target = _find(cfg.get("_target_"), where)
+    partial = cfg.get("_partial_", False)
+    if not isinstance(partial, bool):
+        raise UserError(f"{_key(where, '_partial_')}={partial}: expected bool, got {partial!r}")
+    parameters = _parameters(target)
+    accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = {name: p for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if not accepts_any and (strange := [name for name in kwargs if name not in named]):
+        raise TypeError(
+            f"{cfg['_target_']} takes no argument {strange[0]!r}, which code gives it for {where}"
+        )
+    values: dict[str, Any] = {}
+    for name, value in cfg.items():
+        if name in RESERVED or name in kwargs:
+            continue
+        if name not in named and (not accepts_any or name.startswith("_")):
+            raise UserError(_unknown(_key(where, name), name, named.keys() - kwargs.keys()))
+        annotation = named[name].annotation if name in named else Any
+        values[name] = coerce(value, annotation, _key(where, name))
+    values.update(kwargs)
+    missing = [name for name, p in named.items() if p.default is p.empty and name not in values]
+    if missing and not partial:
+        raise UserError(f"{_key(where, missing[0])}: a value is required, and none is given")
+    if partial:
+        return functools.partial(target, **values)
+    try:
+        return target(**values)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def coerce(value: Any, annotation: Any, where: str) -> Any:
+    """Check a config value against a type annotation and return it, with lists turned into tuples.
+
+    Checked: bool, int, float (an int is fine and becomes a float), str, Path, None, unions, Literal, tuples
+    and other collections, mappings. Every other annotation accepts any value.
+    Raises `UserError` that names `where`, the value and what was expected.
+    """
+    if isinstance(value, Mapping) and "_target_" in value:
+        return construct(value, where)
+    origin = get_origin(annotation)
+    if origin is typing.Annotated:
+        return coerce(value, get_args(annotation)[0], where)
+    if origin in (Union, types.UnionType):
+        return _union(value, annotation, where)
+    if origin is Literal:
+        if any(value == option and type(value) is type(option) for option in get_args(annotation)):
+            return value
+    elif annotation is None or annotation is types.NoneType:
+        if value is None:
+            return None
+    elif annotation in (bool, int, str):
+        if type(value) is annotation:
+            return value
+    elif annotation is float:
+        if type(value) in (int, float):
+            return float(value)
+    elif annotation is Path:
+        if isinstance(value, str | Path):
+            return Path(value)
+    elif _is_collection(origin or annotation):
+        if isinstance(value, list | tuple):
+            return _collection(value, annotation, where)
+    elif _is_mapping(origin or annotation):
+        if isinstance(value, Mapping):
+            inner = (*get_args(annotation), Any, Any)[1]
+            return {name: coerce(item, inner, _key(where, str(name))) for name, item in value.items()}
+    else:
+        return _plain(value, where)
+    raise _mismatch(value, annotation, where)
+
+
+def _find(target: Any, where: str) -> Callable[..., Any]:
+    """Import the class or function behind a dotted name, or raise `UserError` that says why not."""
+    key = _key(where, "_target_")
+    if not isinstance(target, str):
+        raise UserError(f"{key}={target}: expected the dotted name of a class or function")
+    refusal = UserError(
+        f"{key}={target}: not allowed; only classes and functions defined in "
+        f"{', '.join(prefix.rstrip('.') for prefix in ALLOWED)} can be named"
+    )
+    if not target.startswith(ALLOWED) or not TARGET.fullmatch(target):
+        raise refusal
+    module_name, _, name = target.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # A dependency that the module itself lacks is another problem, with its own message.
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise UserError(f"{key}={target}: there is no module {error.name}") from error
+    found = getattr(module, name, None)
+    if found is None:
+        public = [n for n, value in vars(module).items() if not n.startswith("_") and _is_ours(value)]
+        raise UserError(_unknown(f"{key}={target}", name, public))
+    if not _is_ours(found):
+        raise refusal
+    return typing.cast(Callable[..., Any], found)
+
+
+def _is_ours(value: Any) -> bool:
+    """Whether `value` is a class or function that an allowed module defines, not one that it imported."""
+    kind = inspect.isclass(value) or inspect.isfunction(value)
+    return kind and f"{value.__module__}.".startswith(ALLOWED)
+
+
+def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Parameters of a callable, with annotations written as strings resolved where possible."""
+    try:
+        return inspect.signature(target, eval_str=True).parameters
+    except Exception:  # an annotation may name what exists for type checkers only
+        return inspect.signature(target).parameters
+
+
+def _union(value: Any, annotation: Any, where: str) -> Any:
+    """Coerce to the member that has the value's own type, or else to the first that accepts it."""
+    members = sorted(get_args(annotation), key=lambda member: type(value) is not member)
+    for member in members:
+        try:
+            return coerce(value, member, where)
+        except UserError:
+            continue
+    raise _mismatch(value, annotation, where)
+
+
+def _collection(value: list[Any] | tuple[Any, ...], annotation: Any, where: str) -> Any:
+    """Coerce the items of a list; the result is a tuple unless the annotation says list or set."""
+    inner = get_args(annotation)
+    kind = get_origin(annotation) or annotation
+    if kind is tuple and inner and inner[-1] is not Ellipsis:
+        if len(value) != len(inner):
+            raise UserError(f"{where}={_show(value)}: expected {len(inner)} values, got {len(value)}")
+        item_types: Collection[Any] = inner
+    else:
+        item_types = [inner[0] if inner else Any] * len(value)
+    pairs = enumerate(zip(value, item_types, strict=True))
+    items = [coerce(item, item_type, f"{where}[{i}]") for i, (item, item_type) in pairs]
+    return kind(items) if kind in (list, set, frozenset) else tuple(items)
+
+
+def _plain(value: Any, where: str) -> Any:
+    """Convert a value of unchecked type: lists to tuples, nested `_target_` mappings to objects."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return construct(value, where)
+        return {name: _plain(item, _key(where, str(name))) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_plain(item, f"{where}[{i}]") for i, item in enumerate(value))
+    return value
+
+
+def _is_collection(kind: Any) -> bool:
+    if not inspect.isclass(kind) or issubclass(kind, str | bytes | Mapping):
+        return False
+    return issubclass(kind, Collection) or kind in (Iterable, Container, Sized)
+
+
+def _is_mapping(kind: Any) -> bool:
+    return inspect.isclass(kind) and issubclass(kind, Mapping)
+
+
+def _key(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
+
+
+def _show(value: Any) -> str:
+    return str(list(value)) if isinstance(value, tuple) else str(value)
+
+
+def _unknown(subject: str, name: str, names: Collection[str]) -> str:
+    close = nearest(name, sorted(names))
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    return f"{subject}: unknown name; {hint}(valid: {', '.join(sorted(names)) or 'none'})"
+
+
+def _mismatch(value: Any, annotation: Any, where: str) -> UserError:
+    return UserError(f"{where}={_show(value)}: expected {_describe(annotation)}, got {value!r}")
+
+
+def _describe(annotation: Any) -> str:
+    """Name a type the way a config author would: `int or None`, `list of int`, `one of 'a', 'b'`."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if annotation is types.NoneType or annotation is None:
+        return "None"
+    if origin in (Union, types.UnionType):
+        return " or ".join(_describe(member) for member in inner)
+    if origin is Literal:
+        return f"one of {', '.join(repr(option) for option in inner)}"
+    if _is_collection(origin or annotation):
+        if origin is tuple and inner[-1] is not Ellipsis:
+            return f"list of {len(inner)} values"
+        return f"list of {_describe(inner[0])}" if inner else "list"
+    if _is_mapping(origin or annotation):
+        return "mapping"
+    return str(getattr(annotation, "__name__", annotation))

@@ -1,0 +1,301 @@
+"""Large datasets: images are decoded and augmented by worker processes while the device computes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, overload
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from supernet.data.base import (
+    SPLITS,
+    Batch,
+    DataInfo,
+    Normalise,
+    Settings,
+    check_batch_size,
+    check_int,
+    check_split,
+    epoch_order,
+    even_chunks,
+    generator,
+    resize,
+)
+from supernet.data.files import Files, read_image
+from supernet.data.splits import fingerprint
+from supernet.errors import UserError
+
+Transform = Callable[[Image.Image], Tensor]
+Key = tuple[int, int]  # epoch, position in the split
+Item = tuple[Tensor, int, int]  # uint8 image, target, position in the split
+
+
+class StreamData:
+    """Image files read by worker processes. It implements the `Data` protocol.
+
+    train_transform and test_transform turn a PIL image into uint8 `[3, size, size]`; the first may draw
+    from torch's global CPU generator, which is seeded for each image by (seed, epoch, index). Evaluation
+    images are decoded once and kept on the device as uint8 while they fit into `cache_limit_mb` (MB, for
+    all splits together), else decoded again at each pass.
+
+    Raises UserError if a batch does not fit the training split, or for a bad value.
+    """
+
+    def __init__(
+        self,
+        splits: Mapping[str, Files],
+        made: Sequence[str],
+        info: DataInfo,
+        settings: Settings,
+        train_transform: Transform,
+        test_transform: Transform,
+        *,
+        num_workers: int | None = None,
+        cache_limit_mb: int = 4096,
+    ) -> None:
+        self.info = info
+        self.sizes: Mapping[str, int] = {split: len(splits[split]) for split in SPLITS}
+        check_batch_size(settings.batch_size, self.sizes["train"])
+        check_int("data.cache_limit_mb", cache_limit_mb, minimum=0)
+        self._settings = settings
+        self._device = torch.device(settings.device)
+        self._splits, self._made = dict(splits), tuple(made)
+        self._num_workers = _workers(num_workers)
+        self._normalise = Normalise(info.mean, info.std, self._device)
+        self._test_transform = test_transform
+        self._cache: dict[tuple[str, int], Tensor] = {}
+        self._cache_left = cache_limit_mb * 2**20
+        self._keys = _EpochKeys(self.sizes["train"], settings)
+        self._train_loader = self._loader(
+            _Images(splits["train"], train_transform, settings.seed), self._keys, persistent=True
+        )
+
+    def steps_per_epoch(self) -> int:
+        """Number of training batches in an epoch; the incomplete last one is dropped."""
+        return self.sizes["train"] // self._settings.batch_size
+
+    def train(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
+        """Training batches of one epoch from number `first_batch` on.
+
+        The order is a function of (seed, epoch), an image's augmentation of (seed, epoch, index): a resumed
+        epoch yields exactly the batches that the uninterrupted one would have. One epoch at a time: the
+        workers serve the latest call.
+        """
+        self._keys.start(epoch, first_batch)
+        for images, targets, index in _batches_of(self._train_loader):
+            yield Batch(self._normalise(self._send(images)), self._send(targets), self._send(index))
+
+    def evaluation(
+        self, split: str, resolution: int, limit: int | None = None
+    ) -> Sequence[tuple[Tensor, Tensor]]:
+        """Batches (images `[B, 3, R, R]`, targets `[B]`) of a split, resized when they are used.
+
+        `limit` takes the first images of the split, which are a random subset. Raises UserError for an
+        unknown or empty split and for a resolution below 1.
+        """
+        count = check_split(split, self.sizes, limit)
+        check_int("data.resolution", resolution, minimum=1)
+        size = self._settings.eval_batch_size
+        chunks = [slice(i, min(i + size, count)) for i in range(0, count, size)]
+        return self._batches(split, chunks, resolution)
+
+    def calibration(self, resolution: int, num_images: int) -> Sequence[Tensor]:
+        """The first `num_images` images of the training split (all of them if fewer), without augmentation.
+
+        The split is in an order drawn from split_seed, so this subset is random, and the same in every run.
+        Batches `[B, 3, R, R]` differ in size by at most one image.
+        """
+        check_int("data.resolution", resolution, minimum=1)
+        count = min(check_int("num_images", num_images, minimum=1), self.sizes["train"])
+        chunks = even_chunks(count, self._settings.eval_batch_size)
+        return _ImagesOnly(self._batches("train", chunks, resolution))
+
+    def split_record(self) -> dict[str, Any]:
+        """Counts, split seed, a hash of each split's file names, and the names of held-out training files."""
+        return {
+            "dataset": self.info.name,
+            "split_seed": self._settings.split_seed,
+            "counts": dict(self.sizes),
+            "sha256": {split: fingerprint(self._splits[split].names) for split in SPLITS},
+            "held_out_of_training_images": {s: list(self._splits[s].names) for s in self._made},
+        }
+
+    def _batches(self, split: str, chunks: Sequence[slice], side: int) -> _Batches:
+        files = self._splits[split]
+        count = chunks[-1].stop
+        finish = partial(self._finish, side)
+        cached = self._cached(split, count)
+        if cached is not None:
+            targets = self._send(torch.tensor(files.targets[:count]))
+            return _Batches(chunks, lambda some: ((cached[c], targets[c]) for c in some), finish)
+        return _Batches(chunks, partial(self._decode, split), finish)
+
+    def _cached(self, split: str, count: int) -> Tensor | None:
+        """The first `count` images of a split, uint8 `[N, 3, S, S]`, or None if they do not fit."""
+        for (name, size), images in self._cache.items():
+            if name == split and size >= count:
+                return images[:count]
+        num_bytes = count * 3 * self.info.size**2
+        if num_bytes > self._cache_left:
+            return None
+        images = torch.empty(count, 3, self.info.size, self.info.size, dtype=torch.uint8, device=self._device)
+        size = self._settings.eval_batch_size
+        chunks = [slice(i, min(i + size, count)) for i in range(0, count, size)]
+        for chunk, (decoded, _) in zip(chunks, self._decode(split, chunks), strict=True):
+            images[chunk] = decoded
+        self._cache_left -= num_bytes
+        self._cache[split, count] = images
+        return images
+
+    def _decode(self, split: str, chunks: Sequence[slice]) -> Iterator[tuple[Tensor, Tensor]]:
+        dataset = _Images(self._splits[split], self._test_transform, self._settings.seed)
+        keys = [[(0, position) for position in range(c.start, c.stop)] for c in chunks]
+        for images, targets, _ in _batches_of(self._loader(dataset, keys, persistent=False)):
+            yield self._send(images), self._send(targets)
+
+    def _finish(self, side: int, images: Tensor) -> Tensor:
+        return resize(self._normalise(images), side)
+
+    def _send(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._device, non_blocking=True)
+
+    def _loader(
+        self, dataset: _Images, batches: Sequence[list[Key]] | _EpochKeys, *, persistent: bool
+    ) -> DataLoader[Item | str]:
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
+            collate_fn=_collate,
+            num_workers=self._num_workers,
+            persistent_workers=persistent and self._num_workers > 0,
+            prefetch_factor=4 if self._num_workers else None,
+            pin_memory=self._device.type == "cuda",
+            # Without a generator of its own, each pass would draw from the global one.
+            generator=torch.Generator(),
+        )
+
+
+class _EpochKeys:
+    """Batches of (epoch, position) that tell persistent workers what to load; `start` picks the epoch."""
+
+    def __init__(self, num_images: int, settings: Settings) -> None:
+        self._num_images = num_images
+        self._size, self._seed = settings.batch_size, settings.seed
+        self._epoch = self._first_batch = 0
+
+    def start(self, epoch: int, first_batch: int) -> None:
+        self._epoch, self._first_batch = epoch, first_batch
+
+    def __len__(self) -> int:
+        return max(self._num_images // self._size - self._first_batch, 0)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch, size, first = self._epoch, self._size, self._first_batch
+        order = epoch_order(self._num_images, self._seed, epoch).tolist()
+        for batch in range(first, self._num_images // size):
+            yield [(epoch, position) for position in order[batch * size : (batch + 1) * size]]
+
+
+class _Images(Dataset[Item | str]):
+    """Decodes and transforms one image at a time.
+
+    An unreadable file yields the message for the user in place of the image: as an exception it would
+    arrive from the worker process wrapped in a traceback.
+    """
+
+    def __init__(self, files: Files, transform: Transform, seed: int) -> None:
+        self._files, self._transform, self._seed = files, transform, seed
+
+    def __getitem__(self, key: Key) -> Item | str:
+        epoch, position = key
+        try:
+            image = read_image(self._files.root / self._files.names[position])
+        except UserError as error:
+            return str(error)
+        # torchvision's transforms know the global generator only; it is put back for the sake of the caller
+        # where there are no workers. Only the CPU's is touched: torch.manual_seed would reach the GPU's too.
+        rng = torch.random.default_generator
+        before = rng.get_state()
+        rng.set_state(generator(self._seed, epoch, 1 + position).get_state())
+        try:
+            return self._transform(image), self._files.targets[position], position
+        finally:
+            rng.set_state(before)
+
+
+class _Batches(Sequence[tuple[Tensor, Tensor]]):
+    """Evaluation batches made when they are asked for: `read` yields (uint8 images, targets) per chunk."""
+
+    def __init__(
+        self,
+        chunks: Sequence[slice],
+        read: Callable[[Sequence[slice]], Iterator[tuple[Tensor, Tensor]]],
+        finish: Callable[[Tensor], Tensor],
+    ) -> None:
+        self._chunks, self._read, self._finish = chunks, read, finish
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, targets in self._read(self._chunks):
+            yield self._finish(images), targets
+
+    @overload
+    def __getitem__(self, item: int) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def __getitem__(self, item: slice) -> _Batches: ...
+    def __getitem__(self, item: int | slice) -> tuple[Tensor, Tensor] | _Batches:
+        if isinstance(item, slice):
+            return _Batches(self._chunks[item], self._read, self._finish)
+        return next(iter(_Batches([self._chunks[item]], self._read, self._finish)))
+
+
+class _ImagesOnly(Sequence[Tensor]):
+    """The images alone of evaluation batches."""
+
+    def __init__(self, batches: _Batches) -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (images for images, _ in self._batches)
+
+    @overload
+    def __getitem__(self, item: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, item: slice) -> _ImagesOnly: ...
+    def __getitem__(self, item: int | slice) -> Tensor | _ImagesOnly:
+        return _ImagesOnly(self._batches[item]) if isinstance(item, slice) else self._batches[item][0]
+
+
+def _workers(num_workers: int | None) -> int:
+    """The number of worker processes; None means one per core that we may use, at most eight."""
+    if num_workers is not None:
+        return check_int("data.num_workers", num_workers, minimum=0)
+    allowed = getattr(os, "sched_getaffinity", None)
+    return min(8, len(allowed(0)) if allowed else os.cpu_count() or 1)
+
+
+def _collate(items: list[Item | str]) -> Any:
+    """Stack images, targets and positions into tensors; if a message is among the items, return that."""
+    return next((item for item in items if isinstance(item, str)), None) or default_collate(items)
+
+
+def _batches_of(loader: DataLoader[Item | str]) -> Iterator[Any]:
+    """The loader's batches; UserError if one is a message from a worker process."""
+    for batch in loader:
+        if isinstance(batch, str):
+            break
+        yield batch
+    else:
+        return
+    # Raised outside the loop, so that the traceback does not keep the workers of this pass alive.
+    raise UserError(batch)

@@ -1,0 +1,59 @@
+"""Accuracy of one network; and of a subnet, always with statistics of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from supernet.calibrate import calibrate
+from supernet.net import Supernet
+from supernet.space import Arch
+
+if TYPE_CHECKING:
+    from supernet.data import Data
+
+
+class Metrics(NamedTuple):
+    """top1 in percent, mean cross-entropy in nats, number of images."""
+
+    top1: float
+    loss: float
+    count: int
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> Metrics:
+    """Top-1 and loss over (images [B, C, S, S], targets [B]) in eval mode; the mode is restored.
+
+    Raises:
+        ValueError: if there are no images.
+    """
+    if not batches:
+        raise ValueError("evaluation needs at least one image")
+    was_training = model.training
+    model.eval()
+    device = batches[0][1].device
+    correct, loss = torch.zeros((), device=device), torch.zeros((), device=device)
+    count = 0
+    for images, targets in batches:  # sums stay on the device: one synchronisation at the end
+        logits = model(images).float()
+        correct += (logits.argmax(1) == targets).sum()
+        loss += F.cross_entropy(logits, targets, reduction="sum")
+        count += len(targets)
+    model.train(was_training)
+    return Metrics(100.0 * correct.item() / count, loss.item() / count, count)
+
+
+def calibrated_subnet(net: Supernet, arch: Arch, data: Data, calibration_images: int) -> nn.Module:
+    """extract -> calibrate: the one way from the supernet to a network that can be scored or shipped."""
+    return calibrate(net.extract(arch), data.calibration(net.space.resolution(arch), calibration_images))
+
+
+def evaluate_subnet(net: Supernet, arch: Arch, data: Data, split: str, calibration_images: int) -> Metrics:
+    """extract -> calibrate -> evaluate on one split. The supernet is left as it was."""
+    subnet = calibrated_subnet(net, arch, data, calibration_images)
+    return evaluate(subnet, data.evaluation(split, net.space.resolution(arch)))

@@ -1,0 +1,180 @@
+"""Exported subnets: a folder that holds all that is needed to run one, checked before it is handed over."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from supernet.calibrate import track_statistics
+from supernet.construct import construct
+from supernet.errors import UserError
+from supernet.evaluate import calibrated_subnet
+from supernet.net import Supernet, memory_format
+from supernet.space import Arch, Space
+
+if TYPE_CHECKING:
+    from supernet.data import Data, DataInfo
+
+FORMAT, VERSION = "supernet-subnet", 1
+FORMATS = ("onnx", "pt2")
+
+
+def export(
+    subnet: nn.Module,
+    arch: Arch,
+    net: Supernet,
+    folder: Path,
+    data: DataInfo,
+    images: Tensor,
+    metrics: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    formats: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Write a calibrated subnet to `folder`, read it back, and compare it on real `images` [B, C, S, S].
+
+    Always written: `arch.json`, `config.json`, `model.safetensors`. On request: `model.pt2` (torch.export) and
+    `model.onnx`. Returns the largest absolute logit differences, by what was compared.
+
+    Raises:
+        UserError: on an unknown format, or where a reloaded file computes something else than the subnet inside
+            the supernet; prints the largest difference.
+    """
+    from safetensors.torch import save_file
+
+    from supernet.data.base import resize
+
+    unknown = set(formats) - set(FORMATS)
+    if unknown:
+        raise UserError(f"formats={sorted(unknown)}: choose from {list(FORMATS)}")
+    space, plan = net.space, net.space.plan(arch)
+    config = {
+        "format": FORMAT,
+        "version": VERSION,
+        "space": space.config,
+        "arch": arch.to_json(),
+        "classes": list(data.class_names),
+        "num_classes": data.num_classes,
+        "input": {"channels": data.channels, "resolution": plan.resolution, "mean": data.mean, "std": data.std},
+        "macs": plan.macs,
+        "params": plan.params,
+        "metrics": dict(metrics),
+        "provenance": dict(provenance),
+    }
+    images = resize(images, plan.resolution)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {key: value.detach().cpu().contiguous() for key, value in subnet.state_dict().items()}
+    save_file(weights, folder / "model.safetensors")
+    (folder / "arch.json").write_text(json.dumps(arch.to_json(), indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    reloaded = load_subnet(folder).to(images.device)
+    reloaded.to(memory_format=memory_format(net))  # type: ignore[call-overload]
+    differences = _verify(reloaded, subnet, arch, net, images)
+    for name in formats:
+        differences[name] = _WRITERS[name](subnet, folder / f"model.{name}", images)
+    return differences
+
+
+def export_alone(net: Supernet, data: Data, folder: Path, results: Mapping[str, Any]) -> Path:
+    """Export the one subnet of a run that trained it alone, to `<folder>/subnet`; returns that path."""
+    arch = net.space.largest()
+    subnet = calibrated_subnet(net, arch, data, int(results["calibration_images"]))
+    images, _ = data.evaluation("val", net.space.resolution(arch))[0]
+    metrics = results["subnets"]["largest"]["top1"]
+    export(subnet, arch, net, folder / "subnet", data.info, images, metrics, {"run": folder.name})
+    return folder / "subnet"
+
+
+def load_subnet(folder: str | Path) -> nn.Module:
+    """The network of an exported folder, on the CPU, in eval mode. Needs torch and safetensors only.
+
+    Raises:
+        UserError: if a file is missing or damaged, or the folder is not an exported subnet.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        weights = load_file(folder / "model.safetensors")
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} is not an exported subnet: {Path(str(error.filename)).name} is missing") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+        raise UserError(f"{folder}: damaged export ({error}); export the subnet again") from None
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise UserError(f"{folder}/config.json does not describe an exported subnet")
+    if config["version"] > VERSION:
+        raise UserError(f"{folder} was written by a newer version of this project: upgrade to read it")
+    space: Space = construct(config["space"], "space")
+    subnet = space.module(space.plan(space.from_json(config["arch"])))
+    track_statistics(subnet)
+    try:
+        subnet.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"{folder}: weights do not fit the arch ({str(error).splitlines()[-1].strip()})") from None
+    return subnet.eval()
+
+
+@torch.no_grad()
+def _verify(reloaded: nn.Module, subnet: nn.Module, arch: Arch, net: Supernet, images: Tensor) -> dict[str, float]:
+    """Reloaded against calibrated in eval mode, and against the subnet inside the supernet on batch statistics."""
+    was_training = net.training
+    differences = {"calibrated": _largest_difference(subnet.eval()(images), reloaded(images), "the calibrated subnet")}
+    inside = net.train()(images, arch)
+    net.train(was_training)
+    differences["supernet"] = _largest_difference(inside, copy.deepcopy(reloaded).train()(images), "the supernet's subnet")
+    return differences
+
+
+def _largest_difference(expected: Tensor, actual: Tensor, what: str, tolerance: float | None = None) -> float:
+    """The largest absolute difference. On the CPU the exported weights must give the same numbers bit for bit."""
+    difference = float((expected - actual).abs().max())
+    if tolerance is None:
+        tolerance = 0.0 if expected.device.type == "cpu" else 1e-3
+    limit = tolerance * float(expected.abs().max())
+    if not difference <= limit:  # also catches NaN
+        raise UserError(
+            f"the exported file differs from {what} by up to {difference:.3g} (allowed: {limit:.3g}): do not use it"
+        )
+    return difference
+
+
+def _write_pt2(subnet: nn.Module, path: Path, images: Tensor) -> float:
+    program = torch.export.export(subnet, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, path)
+    reloaded = torch.export.load(path).module()
+    with torch.no_grad():
+        return _largest_difference(subnet(images), reloaded(images), "the calibrated subnet", tolerance=1e-4)
+
+
+def _write_onnx(subnet: nn.Module, path: Path, images: Tensor) -> float:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  # what torch.onnx needs
+    except ImportError as error:
+        raise UserError(f"formats=[onnx] needs {error.name}: pip install -e '.[onnx]'") from None
+    subnet, images = copy.deepcopy(subnet).cpu().eval(), images.cpu()
+    torch.onnx.export(
+        subnet,
+        (images,),
+        path,
+        dynamo=True,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        verbose=False,
+        external_data=False,
+    )
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    actual = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    with torch.no_grad():
+        return _largest_difference(subnet(images), actual, "the calibrated subnet", tolerance=1e-4)
+
+
+_WRITERS: dict[str, Callable[[nn.Module, Path, Tensor], float]] = {"pt2": _write_pt2, "onnx": _write_onnx}

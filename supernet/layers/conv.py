@@ -1,0 +1,87 @@
+"""Convolution, norm, activation; linear. The arithmetic of every elastic layer is here.
+
+Each layer is built from a spec and holds plain torch layers. Called without a spec it runs them as they are:
+this is an exported subnet. Called with a spec it uses the slice of their weights that the spec asks for: this is
+a subnet inside the supernet. B: batch, C: channels, S: side in pixels.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from supernet.slicing import CONV_KERNEL_DIMS, take
+from supernet.specs import ConvSpec, LinearSpec
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "identity": nn.Identity,
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "swish": nn.SiLU,
+    "hswish": nn.Hardswish,
+    "sigmoid": nn.Sigmoid,
+    "hsigmoid": nn.Hardsigmoid,
+}
+
+
+def conv2d(layer: nn.Conv2d, x: Tensor, spec: ConvSpec | None) -> Tensor:
+    """[B, C, S, S] -> [B, C', S', S'] with the slice of the layer's weights that `spec` asks for."""
+    if spec is None:
+        return layer(x)
+    weight = take(layer.weight, spec.weight_shape, CONV_KERNEL_DIMS)
+    bias = None if layer.bias is None else take(layer.bias, (spec.out_channels,))
+    return F.conv2d(x, weight, bias, spec.stride, spec.kernel // 2, groups=spec.groups)
+
+
+def batch_norm(layer: nn.BatchNorm2d, x: Tensor, spec: ConvSpec | None) -> Tensor:
+    """Batch norm over the leading channels.
+
+    A supernet keeps no running statistics, because no subnet's would fit another: it always normalises with the
+    batch's. A layer that holds some (a calibrated subnet, imported weights) uses them in eval mode.
+    """
+    if spec is None:
+        return layer(x)
+    channels = (spec.out_channels,)
+    scale, shift = take(layer.weight, channels), take(layer.bias, channels)
+    if layer.training or layer.running_mean is None or layer.running_var is None:
+        return F.batch_norm(x, None, None, scale, shift, training=True, eps=layer.eps)
+    mean, var = take(layer.running_mean, channels), take(layer.running_var, channels)
+    return F.batch_norm(x, mean, var, scale, shift, training=False, eps=layer.eps)
+
+
+def linear(layer: nn.Linear, x: Tensor, spec: LinearSpec | None) -> Tensor:
+    """[B, in] -> [B, out] with the leading rows and columns that `spec` asks for."""
+    if spec is None:
+        return layer(x)
+    weight = take(layer.weight, (spec.out_features, spec.in_features))
+    return F.linear(x, weight, take(layer.bias, (spec.out_features,)))
+
+
+class ConvNormAct(nn.Module):
+    """conv -> batch norm -> activation, each as the spec says.
+
+    The norm starts without running statistics: until `supernet.calibrate` gives it some, it normalises with the
+    batch's, so wrong statistics can never be used by accident.
+    """
+
+    def __init__(self, spec: ConvSpec) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            spec.in_channels,
+            spec.out_channels,
+            spec.kernel,
+            spec.stride,
+            spec.kernel // 2,
+            groups=spec.groups,
+            bias=spec.bias,
+        )
+        self.norm: nn.BatchNorm2d | None = None
+        if spec.norm_eps is not None:
+            self.norm = nn.BatchNorm2d(spec.out_channels, eps=spec.norm_eps, track_running_stats=False)
+        self.act = ACTIVATIONS[spec.act]()
+
+    def forward(self, x: Tensor, spec: ConvSpec | None = None) -> Tensor:
+        x = conv2d(self.conv, x, spec)
+        if self.norm is not None:
+            x = batch_norm(self.norm, x, spec)
+        return self.act(x)

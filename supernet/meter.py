@@ -1,0 +1,39 @@
+"""Running means of the training losses, kept on the device and read once per logging interval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from supernet.errors import UserError
+from supernet.samplers.base import Slot
+
+
+class LossMeter:
+    """Means per role. Reading them is the only host-device synchronisation of the training loop."""
+
+    def __init__(self) -> None:
+        self._losses: dict[str, list[Tensor]] = {}
+
+    def add(self, slots: Sequence[Slot], losses: Sequence[Tensor]) -> None:
+        """Remember one step's losses, without reading them."""
+        for slot, loss in zip(slots, losses, strict=True):
+            self._losses.setdefault(f"loss/{slot.role}", []).append(loss)
+
+    def read(self, step: int) -> dict[str, float]:
+        """{"loss/largest": mean, ...} since the last reading; starts anew.
+
+        Raises:
+            UserError: if a loss is NaN or infinite.
+        """
+        means = {role: float(torch.stack(values).mean()) for role, values in self._losses.items()}
+        self._losses.clear()
+        bad = [role for role, mean in means.items() if not abs(mean) < float("inf")]
+        if bad:
+            raise UserError(
+                f"{bad[0]} became NaN or infinite before step {step}: lower optim.lr, set train.clip_value=1, or use "
+                "a longer schedule.warmup_epochs; the last checkpoint is from before and still good"
+            )
+        return means

@@ -1,0 +1,1 @@
+"""One file per family: its space, its units and its module."""

@@ -1,0 +1,47 @@
+"""Which subnets are watched during training, and how they do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from supernet.evaluate import calibrated_subnet, evaluate
+from supernet.net import Supernet
+from supernet.space import Arch, Space
+
+if TYPE_CHECKING:
+    from supernet.data import Data
+
+# Fixed, so that curves of runs with different seeds show the same subnets.
+MONITOR_SEED = 20200913
+
+
+def watched(space: Space, num_random: int) -> dict[str, Arch]:
+    """smallest, random0.., largest; duplicates left out, so a space of one subnet has just `largest`."""
+    rng = np.random.default_rng(MONITOR_SEED)
+    named = {"largest": space.largest(), "smallest": space.smallest()}
+    named |= {f"random{i}": space.sample(rng) for i in range(num_random)}
+    unique = {arch: name for name, arch in reversed(named.items())}
+    order = ["smallest", *(f"random{i}" for i in range(num_random)), "largest"]
+    return {name: arch for name in order for arch, kept in unique.items() if kept == name}
+
+
+def scores(
+    net: Supernet,
+    archs: Mapping[str, Arch],
+    data: Data,
+    splits: tuple[str, ...],
+    calibration_images: int,
+    limit: int | None = None,
+) -> dict[str, float]:
+    """{"largest/val/top1": percent, "largest/val/loss": nats, ...}; every subnet calibrated once."""
+    values: dict[str, float] = {}
+    for name, arch in archs.items():
+        subnet = calibrated_subnet(net, arch, data, calibration_images)
+        for split in splits:
+            result = evaluate(subnet, data.evaluation(split, net.space.resolution(arch), limit))
+            values[f"{name}/{split}/top1"] = result.top1
+            values[f"{name}/{split}/loss"] = result.loss
+    return values

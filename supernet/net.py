@@ -1,0 +1,57 @@
+"""`Supernet`: the largest network of a space, and every subnet inside it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from supernet.slicing import copy_slices
+from supernet.space import Arch, Space
+
+
+def memory_format(module: nn.Module) -> torch.memory_format:
+    """The memory format of a network's convolutions: `channels_last` after `.to(memory_format=...)`.
+
+    Read off the strides, because 1x1 and depthwise weights are contiguous in both formats.
+    """
+    weights = (m.weight for m in module.modules() if isinstance(m, nn.Conv2d))
+    first = next(weights, None)
+    return torch.channels_last if first is not None and first.stride(1) == 1 else torch.contiguous_format
+
+
+class Supernet(nn.Module):
+    """One set of weights for all subnets of a space. The subnet is an argument of `forward`, never a state.
+
+    Attributes:
+        space: what can be chosen.
+        net: the network of `space.widest`, built of the very classes that exported subnets are built of.
+    """
+
+    def __init__(self, space: Space) -> None:
+        super().__init__()
+        self.space = space
+        self.net = space.module(space.widest)
+
+    def forward(
+        self, x: Tensor, arch: Arch | None = None, dropout: float = 0.0, drop_path: float = 0.0
+    ) -> Tensor:
+        """Logits [B, classes] of subnet `arch` (None: the largest) for images [B, C, S, S].
+
+        Resize the images to the subnet's resolution beforehand (`supernet.data.resize`). `dropout` and
+        `drop_path` are rates in [0, 1) and act in training mode only.
+        """
+        plan = self.space.plan(self.space.largest() if arch is None else arch)
+        return self.net(x, plan, dropout=dropout, drop_path=drop_path)
+
+    def extract(self, arch: Arch) -> nn.Module:
+        """The subnet as a module of its own: plain torch layers, copied weights, the same numbers bit for bit.
+
+        Its batch norms use batch statistics until `supernet.calibrate` has measured some.
+        """
+        with torch.random.fork_rng(devices=[]):  # construction draws weights that are overwritten at once
+            subnet = self.space.module(self.space.plan(arch))
+        weight = next(self.parameters())
+        subnet.to(device=weight.device, dtype=weight.dtype)
+        subnet.to(memory_format=memory_format(self))  # type: ignore[call-overload]
+        copy_slices(self.net, subnet)
+        return subnet.train(self.training)

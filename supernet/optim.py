@@ -1,0 +1,19 @@
+"""Weight decay where it belongs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two optimizer groups: weights of convolutions and linear layers decay, norms and biases do not.
+
+    The largest subnet holds every weight and is trained in every sandwich step, so decaying all weights once a
+    step is decay "on the largest only" (BigNAS, section 3.1).
+    """
+    decayed = [p for p in net.parameters() if p.ndim > 1]
+    plain = [p for p in net.parameters() if p.ndim <= 1]
+    assert len(decayed) + len(plain) == sum(1 for _ in net.parameters())
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]

@@ -1,0 +1,1 @@
+"""Which subnets a training step trains: one sampler per file."""

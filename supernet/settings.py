@@ -1,0 +1,49 @@
+"""Validated settings of a training run: the `train` section of the configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How long, how regularised, how often evaluated. Rates are fractions, images counts, steps optimizer steps."""
+
+    epochs: int
+    batch_size: int
+    label_smoothing: float = 0.1
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    clip_value: float | None = None
+    clip_norm: float | None = None
+    ema_decay: float | None = None
+    init: Literal["fan_out", "torch"] = "fan_out"
+    zero_gamma: Literal["identity", "all", "none"] = "identity"
+    amp: bool = False
+    channels_last: bool = False
+    eval_every: int = 1
+    eval_random: int = 3
+    eval_images: int | None = None
+    calibration_images: int = 512
+    save_every: int = 0
+    log_every: int = 50
+    test: bool = True
+
+    def __post_init__(self) -> None:
+        for key in ("epochs", "batch_size", "calibration_images", "log_every", "eval_every"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"train.{key}={getattr(self, key)}: must be at least 1")
+        for key in ("dropout", "drop_path", "label_smoothing"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ValueError(f"train.{key}={getattr(self, key)}: must be in [0, 1)")
+        for key in ("clip_value", "clip_norm", "eval_images"):
+            if getattr(self, key) is not None and getattr(self, key) <= 0:
+                raise ValueError(f"train.{key}={getattr(self, key)}: must be positive, or null")
+        for key in ("mixup", "cutmix", "save_every", "eval_random"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"train.{key}={getattr(self, key)}: must not be negative")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"train.ema_decay={self.ema_decay}: must be between 0 and 1, or null")

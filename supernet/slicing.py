@@ -1,0 +1,47 @@
+"""The one weight-slicing rule, and extraction, which is the same rule applied once.
+
+A smaller layer uses the leading channels of the larger one and the centre of its kernel. Full dimensions are
+not narrowed, so at the largest size a slice is the parameter itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+CONV_KERNEL_DIMS = (2, 3)
+
+
+def take(weight: Tensor, shape: Sequence[int], centred: tuple[int, ...] = ()) -> Tensor:
+    """The part of `weight` that a subnet of the given `shape` uses, as a view.
+
+    Dimensions in `centred` keep their middle, all others their leading entries.
+
+    Raises:
+        ValueError: if `shape` does not fit inside `weight`.
+    """
+    if len(shape) != weight.ndim or any(s > w for s, w in zip(shape, weight.shape, strict=True)):
+        raise ValueError(f"a slice of shape {tuple(shape)} does not fit in a weight of shape {tuple(weight.shape)}")
+    for dim, length in enumerate(shape):
+        spare = weight.shape[dim] - length
+        if spare:
+            weight = weight.narrow(dim, spare // 2 if dim in centred else 0, length)
+    return weight
+
+
+@torch.no_grad()
+def copy_slices(source: nn.Module, target: nn.Module) -> None:
+    """Fill every parameter and buffer of `target` with its slice of the module of the same name in `source`.
+
+    Raises:
+        AttributeError: if `target` has a module that `source` lacks.
+    """
+    for name, module in target.named_modules():
+        origin = source.get_submodule(name)
+        centred = CONV_KERNEL_DIMS if isinstance(module, nn.Conv2d) else ()
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        for key, tensor in own:
+            wide = getattr(origin, key)
+            tensor.copy_(take(wide, tensor.shape, centred if tensor.ndim == 4 else ()))

@@ -1,0 +1,303 @@
+"""Search spaces as data: `Gene` (one choice), `Arch` (what was chosen), `Space` (all that can be chosen).
+
+A space knows nothing about modules. It turns an `Arch`, an immutable value, into a `Plan` through its units:
+each unit is one layer of the largest network, names the genes that decide it, and computes its spec from their
+values. The same units give plans, cost tables and the supernet's own shape, so nothing is defined twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from itertools import product
+from typing import TYPE_CHECKING, Any, overload
+
+from supernet.specs import Plan, union
+
+if TYPE_CHECKING:  # numpy is not needed to rebuild an exported subnet
+    import numpy as np
+    from torch import nn
+
+Option = int | float | str
+Window = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Gene:
+    """One categorical choice.
+
+    `parent` and `above` say when it counts: only while the gene at position `parent` has a value > `above`
+    (the kernel of block 3 counts only while the stage's depth is > 3). None: it always counts.
+    """
+
+    key: str
+    index: int | None  # position in the list under `key`; None: a single value
+    options: tuple[Option, ...]
+    parent: int | None = None
+    above: float = 0
+
+    @property
+    def name(self) -> str:
+        return self.key if self.index is None else f"{self.key}[{self.index}]"
+
+
+@dataclass(frozen=True)
+class Arch:
+    """An architecture: an immutable, hashable, canonical value. Made by a `Space`, never by hand."""
+
+    choices: tuple[tuple[str, Option | tuple[Option, ...]], ...]
+
+    def __getitem__(self, key: str) -> Any:
+        for name, value in self.choices:
+            if name == key:
+                return value
+        raise KeyError(key)
+
+    def to_json(self) -> dict[str, Any]:
+        """Readable form: {"resolution": 224, "depth": [...], "kernel": [...], ...}."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in self.choices}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One layer of the largest network, or a run of them under one name.
+
+    `reads` holds the positions of the genes that decide the layer; `spec` maps their values, in that order,
+    to a layer spec, or to None where the layer is skipped. It must be pure.
+    """
+
+    name: str
+    reads: tuple[int, ...]
+    spec: Callable[..., Any]
+
+
+class Space:
+    """All subnets of one supernet.
+
+    Args:
+        name: a word for logs and files.
+        genes: the choices, parents before their children.
+        units: the layers of the largest network, in the order of their execution.
+        module: builds the network of a plan (an `nn.Module` whose submodules carry the units' names).
+        config: plain data from which `supernet.construct` rebuilds this space; stored in checkpoints.
+
+    Raises:
+        ValueError: if options are empty, not ascending or not distinct, or a parent follows its child.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        genes: Sequence[Gene],
+        units: Sequence[Unit],
+        module: Callable[[Plan], nn.Module],
+        config: Mapping[str, Any],
+    ) -> None:
+        self.name, self.genes, self.units = name, tuple(genes), tuple(units)
+        self.module, self.config = module, dict(config)
+        for position, gene in enumerate(self.genes):
+            if not gene.options or list(gene.options) != sorted(set(gene.options)):  # type: ignore[type-var]
+                raise ValueError(f"{gene.name}: options must be distinct and ascending, got {list(gene.options)}")
+            if gene.parent is not None and not 0 <= gene.parent < position:
+                raise ValueError(f"{gene.name}: its parent must come before it")
+        self._option_index = [{option: i for i, option in enumerate(g.options)} for g in self.genes]
+        self._unit_spec = [lru_cache(maxsize=None)(unit.spec) for unit in self.units]
+        self.plan = lru_cache(maxsize=4096)(self._plan)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Space:
+        return self  # immutable: copies of a network share their space
+
+    def __repr__(self) -> str:
+        return f"Space({self.name!r}, genes={len(self.genes)}, size={self.size():.3g})"
+
+    # Codes and values ------------------------------------------------------------------------------------------
+
+    def encode(self, arch: Arch) -> tuple[int, ...]:
+        """The option index of every gene; genes that do not count are 0."""
+        return tuple(table[value] for table, value in zip(self._option_index, self._values(arch), strict=True))
+
+    def decode(self, genes: Sequence[int]) -> Arch:
+        """The canonical `Arch` of option indices [G]: genes of skipped blocks are set to their first option.
+
+        Raises:
+            ValueError: if the length is wrong or an index is out of range; names the gene.
+        """
+        if len(genes) != len(self.genes):
+            raise ValueError(f"space {self.name!r} has {len(self.genes)} genes, got {len(genes)}")
+        codes: list[int] = []
+        for gene, code in zip(self.genes, genes, strict=True):
+            if not 0 <= code < len(gene.options):
+                raise ValueError(f"{gene.name}: index {code} is not one of its {len(gene.options)} options")
+            codes.append(int(code) if self._counts(gene, codes) else 0)
+        grouped: dict[str, Any] = {}
+        for gene, code in zip(self.genes, codes, strict=True):
+            value = gene.options[code]
+            if gene.index is None:
+                grouped[gene.key] = value
+            else:
+                grouped.setdefault(gene.key, []).append(value)
+        return Arch(tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in grouped.items()))
+
+    def from_json(self, data: Mapping[str, Any]) -> Arch:
+        """The arch of a readable dictionary (see `Arch.to_json`).
+
+        Raises:
+            ValueError: on unknown, missing or wrongly sized entries and on values that are not options.
+        """
+        keys = dict.fromkeys(gene.key for gene in self.genes)
+        if set(data) != set(keys):
+            raise ValueError(f"an arch of space {self.name!r} has the keys {list(keys)}, got {list(data)}")
+        codes = []
+        for gene, table in zip(self.genes, self._option_index, strict=True):
+            value = data[gene.key]
+            if gene.index is not None:
+                length = sum(other.key == gene.key for other in self.genes)
+                if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != length:
+                    raise ValueError(f"{gene.key} must be a list of {length} values, got {value!r}")
+                value = value[gene.index]
+            if isinstance(value, list | dict) or value not in table:
+                raise ValueError(f"{gene.name}={value!r} is not one of {list(gene.options)}")
+            codes.append(table[value])
+        return self.decode(codes)
+
+    def largest(self) -> Arch:
+        """Every gene at its last option."""
+        return self.decode([len(gene.options) - 1 for gene in self.genes])
+
+    def smallest(self) -> Arch:
+        """Every gene at its first option."""
+        return self.decode([0] * len(self.genes))
+
+    def size(self) -> int:
+        """The exact number of distinct subnets, genes that do not count left out."""
+        return math.prod(self._count(i) for i, gene in enumerate(self.genes) if gene.parent is None)
+
+    # Variation on values ---------------------------------------------------------------------------------------
+
+    @overload
+    def sample(self, rng: np.random.Generator) -> Arch: ...
+    @overload
+    def sample(
+        self, rng: np.random.Generator, n: int, macs: Window | None = None, params: Window | None = None
+    ) -> list[Arch]: ...
+    def sample(
+        self,
+        rng: np.random.Generator,
+        n: int | None = None,
+        macs: Window | None = None,
+        params: Window | None = None,
+    ) -> Arch | list[Arch]:
+        """One arch, every gene uniform, or a list of `n`; inside the given cost windows, ends included.
+
+        Inside a window the draw is uniform over genes given the window wherever that succeeds, see
+        `supernet.window`.
+
+        Raises:
+            UserError: if a window holds no subnet that could be found; gives the reachable range.
+        """
+        if macs is None and params is None:
+            drawn = [self.decode([int(rng.integers(len(g.options))) for g in self.genes]) for _ in range(n or 1)]
+        else:
+            from supernet.window import sample_in_window
+
+            drawn = sample_in_window(self, rng, n or 1, {"macs": macs, "params": params})
+        return drawn[0] if n is None else drawn
+
+    def mutate(self, arch: Arch, rng: np.random.Generator, prob: float) -> Arch:
+        """Each gene that counts changes with probability `prob`, always to a different option.
+
+        Genes that begin to count through the mutation (a deeper stage's new blocks) are drawn uniformly.
+        """
+        old = self.encode(arch)
+        codes = list(old)
+        for i, gene in enumerate(self.genes):
+            if not self._counts(gene, old):
+                codes[i] = int(rng.integers(len(gene.options)))
+            elif len(gene.options) > 1 and rng.random() < prob:
+                codes[i] = (old[i] + int(rng.integers(1, len(gene.options)))) % len(gene.options)
+        return self.decode(codes)
+
+    def crossover(self, first: Arch, second: Arch, rng: np.random.Generator) -> Arch:
+        """Each gene from either parent with probability 1/2 (uniform crossover).
+
+        A gene that counts in one parent only comes from that parent.
+        """
+        a, b = self.encode(first), self.encode(second)
+        codes = []
+        for i, gene in enumerate(self.genes):
+            from_first = rng.random() < 0.5
+            if self._counts(gene, a) != self._counts(gene, b):
+                from_first = self._counts(gene, a)
+            codes.append(a[i] if from_first else b[i])
+        return self.decode(codes)
+
+    # What gets built -------------------------------------------------------------------------------------------
+
+    def _plan(self, arch: Arch) -> Plan:
+        """The resolved layers of a subnet. Pure; cached as `space.plan`."""
+        values = self._values(arch)
+        layers = []
+        for unit, spec_of in zip(self.units, self._unit_spec, strict=True):
+            spec = spec_of(*(values[i] for i in unit.reads))
+            if spec is not None:
+                layers.append((unit.name, spec))
+        return Plan(self.resolution(arch), tuple(layers))
+
+    def resolution(self, arch: Arch) -> int:
+        """The side of the square input, px."""
+        return int(arch["resolution"])
+
+    @cached_property
+    def widest(self) -> Plan:
+        """The plan that holds every subnet: what the supernet is built from.
+
+        It differs from the largest subnet's plan where only some smaller subnet needs a layer: a shortcut's
+        1x1 conv between stages whose widths can differ, but do not at the largest.
+        """
+        largest = self._plan(self.largest())
+        wide = ((unit.name, union(spec for _, spec in self.specs(i))) for i, unit in enumerate(self.units))
+        return Plan(largest.resolution, tuple((name, spec) for name, spec in wide if spec is not None))
+
+    def specs(self, unit: int) -> Iterator[tuple[tuple[int, ...], Any]]:
+        """Every (option indices of the genes it reads, spec) of one unit."""
+        options = [self.genes[i].options for i in self.units[unit].reads]
+        for codes in product(*(range(len(o)) for o in options)):
+            yield codes, self._unit_spec[unit](*(o[c] for o, c in zip(options, codes, strict=True)))
+
+    def only(self, arch: Arch) -> Space:
+        """The space whose one subnet is `arch`: a supernet of it is that network alone."""
+        genes = [
+            replace(gene, options=(value,)) for gene, value in zip(self.genes, self._values(arch), strict=True)
+        ]
+        config = {"_target_": "supernet.space.restrict", "space": self.config, "arch": arch.to_json()}
+        return Space(self.name, genes, self.units, self.module, config)
+
+    # Internals -------------------------------------------------------------------------------------------------
+
+    def _values(self, arch: Arch) -> list[Option]:
+        chosen = dict(arch.choices)
+        try:
+            return [chosen[g.key] if g.index is None else chosen[g.key][g.index] for g in self.genes]  # type: ignore[index,misc]
+        except (KeyError, IndexError, TypeError):
+            raise ValueError(f"the arch {arch.to_json()} does not belong to space {self.name!r}") from None
+
+    def _counts(self, gene: Gene, codes: Sequence[int]) -> bool:
+        if gene.parent is None:
+            return True
+        parent = self.genes[gene.parent]
+        return self._counts(parent, codes) and parent.options[codes[gene.parent]] > gene.above  # type: ignore[operator]
+
+    def _count(self, position: int) -> int:
+        """Distinct settings of a gene together with everything that depends on it."""
+        children = [i for i, gene in enumerate(self.genes) if gene.parent == position]
+        return sum(
+            math.prod(self._count(i) for i in children if option > self.genes[i].above)  # type: ignore[operator]
+            for option in self.genes[position].options
+        )
+
+
+def restrict(space: Space, arch: Mapping[str, Any]) -> Space:
+    """`Space.only` with the arch in its readable form; how such a space is rebuilt from a checkpoint."""
+    return space.only(space.from_json(arch))

@@ -1,0 +1,218 @@
+"""Frozen layer specs: what a plan is made of.
+
+A spec says how large one layer is for one subnet. It owns the formulae for its MACs and parameters, next to
+the shapes that they count. MACs are multiply-accumulates of convolutions and linear layers on one image;
+normalisation, activation and pooling count nothing (the convention of `torch.utils.flop_counter`, halved).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cached_property, reduce
+from typing import Any, Protocol, TypeVar
+
+
+class LayerSpec(Protocol):
+    """What every layer spec offers."""
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one image."""
+
+    @property
+    def params(self) -> int:
+        """Trainable parameters, norm scales and shifts included."""
+
+
+def make_divisible(value: float, divisor: int = 8) -> int:
+    """Round a width to a multiple of `divisor`, at least `divisor`, never more than 10% below `value`.
+
+    The rule of MobileNetV2 and its descendants.
+    """
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+@dataclass(frozen=True)
+class ConvSpec:
+    """A square 2-d convolution, with its batch norm (if any) and activation.
+
+    `size` is the side of the output in pixels; padding is always kernel // 2.
+    """
+
+    in_channels: int
+    out_channels: int
+    size: int
+    kernel: int = 1
+    stride: int = 1
+    depthwise: bool = False
+    bias: bool = False
+    norm_eps: float | None = 1e-5  # None: no norm
+    act: str = "identity"
+
+    @property
+    def groups(self) -> int:
+        return self.in_channels if self.depthwise else 1
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        """[out, in / groups, kernel, kernel]."""
+        return (self.out_channels, self.in_channels // self.groups, self.kernel, self.kernel)
+
+    @cached_property
+    def macs(self) -> int:
+        out, inner, kh, kw = self.weight_shape
+        return out * inner * kh * kw * self.size**2
+
+    @cached_property
+    def params(self) -> int:
+        out, inner, kh, kw = self.weight_shape
+        return out * inner * kh * kw + out * self.bias + 2 * out * (self.norm_eps is not None)
+
+
+@dataclass(frozen=True)
+class LinearSpec:
+    """A fully connected layer with bias."""
+
+    in_features: int
+    out_features: int
+
+    @property
+    def macs(self) -> int:
+        return self.in_features * self.out_features
+
+    @property
+    def params(self) -> int:
+        return (self.in_features + 1) * self.out_features
+
+
+@dataclass(frozen=True)
+class SqueezeExciteSpec:
+    """Squeeze-and-excitation: two 1x1 convolutions on the pooled features (Hu et al., CVPR 2018)."""
+
+    reduce: ConvSpec
+    expand: ConvSpec
+    gate: str
+
+    @property
+    def macs(self) -> int:
+        return self.reduce.macs + self.expand.macs
+
+    @property
+    def params(self) -> int:
+        return self.reduce.params + self.expand.params
+
+
+@dataclass(frozen=True)
+class ShortcutSpec:
+    """The path around a block: identity, average pooling (where the block has a stride), a 1x1 conv, or both."""
+
+    pool: int = 1  # pooling stride; 1: none
+    pool_padding: int = 0
+    conv: ConvSpec | None = None
+
+    @property
+    def identity(self) -> bool:
+        """True where the block's input is added as it is."""
+        return self.pool == 1 and self.conv is None
+
+    @property
+    def macs(self) -> int:
+        return self.conv.macs if self.conv else 0
+
+    @property
+    def params(self) -> int:
+        return self.conv.params if self.conv else 0
+
+
+@dataclass(frozen=True)
+class MBConvSpec:
+    """An inverted residual block (MobileNetV2/V3). `drop_path` scales the step's drop-path rate, 0 to 1."""
+
+    expand: ConvSpec | None
+    depthwise: ConvSpec
+    se: SqueezeExciteSpec | None
+    project: ConvSpec
+    shortcut: ShortcutSpec | None
+    drop_path: float = 0.0
+
+    @cached_property
+    def _parts(self) -> tuple[LayerSpec, ...]:
+        parts = (self.expand, self.depthwise, self.se, self.project, self.shortcut)
+        return tuple(part for part in parts if part is not None)
+
+    @cached_property
+    def macs(self) -> int:
+        return sum(part.macs for part in self._parts)
+
+    @cached_property
+    def params(self) -> int:
+        return sum(part.params for part in self._parts)
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """1x1 conv, global average pooling, an optional 1x1 conv on the pooled features, dropout, classifier."""
+
+    conv: ConvSpec
+    mix: ConvSpec | None
+    classifier: LinearSpec
+
+    @property
+    def macs(self) -> int:
+        return self.conv.macs + (self.mix.macs if self.mix else 0) + self.classifier.macs
+
+    @property
+    def params(self) -> int:
+        return self.conv.params + (self.mix.params if self.mix else 0) + self.classifier.params
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every layer of one subnet, resolved. Names are the module names inside the network."""
+
+    resolution: int  # input side, px
+    layers: tuple[tuple[str, Any], ...]
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, Any]:
+        return dict(self.layers)
+
+    def get(self, name: str) -> Any:
+        """The spec of the layer called `name`; None where the subnet skips it."""
+        return self._by_name.get(name)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._by_name[name]
+
+    @cached_property
+    def macs(self) -> int:
+        return sum(spec.macs for _, spec in self.layers)
+
+    @cached_property
+    def params(self) -> int:
+        return sum(spec.params for _, spec in self.layers)
+
+
+Spec = TypeVar("Spec")
+
+
+def union(specs: Iterable[Spec]) -> Spec:
+    """The smallest spec that holds every one of `specs`: field by field the largest value.
+
+    Parts that only some of them have (a shortcut's 1x1 conv, say) are in the union; None entries are skipped.
+    """
+    return reduce(_union_pair, specs)
+
+
+def _union_pair(a: Any, b: Any) -> Any:
+    if a is None or b is None:
+        return a if b is None else b
+    if a is b or a == b:
+        return a
+    if is_dataclass(a):
+        return type(a)(**{f.name: _union_pair(getattr(a, f.name), getattr(b, f.name)) for f in fields(a)})
+    if isinstance(a, str):
+        raise ValueError(f"layers that share weights cannot differ in {a!r} against {b!r}")
+    return max(a, b)

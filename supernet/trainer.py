@@ -1,0 +1,263 @@
+"""Training: build -> resume -> loop -> evaluate -> save."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from supernet import checkpoint
+from supernet.build import make_data, pick_device
+from supernet.construct import construct
+from supernet.data import Batch, Data, Mix
+from supernet.describe import describe, dry_run
+from supernet.ema import averaged
+from supernet.errors import UserError
+from supernet.export import export_alone
+from supernet.interrupt import StopRequest
+from supernet.log import RunLog
+from supernet.memory import keep_freed_memory, peak_memory_mb
+from supernet.meter import LossMeter
+from supernet.monitor import scores, watched
+from supernet.net import Supernet
+from supernet.optim import parameter_groups
+from supernet.plots import curves
+from supernet.runs import CHECKPOINT, RESULTS, environment, write_json
+from supernet.settings import TrainSettings
+from supernet.setup import make_net, new_folder, resumed_config
+from supernet.step import accumulate, update
+
+BEST = "best.pt"
+
+
+def main(config: dict[str, Any]) -> float:
+    """Train what the configuration says; returns the validation top-1 of the largest subnet, in percent."""
+    keep_freed_memory()
+    folder = None
+    if config["resume"] is not None:
+        config, folder = resumed_config(config)
+    device = pick_device(config["device"])
+    data = make_data(config, device)
+    net = make_net(config, data, device)
+    if config["arch"] is not None:  # one subnet alone is a supernet of one
+        config = {**config, "sampler": {"_target_": "supernet.samplers.largest.Largest"}}
+    if config["dry_run"]:
+        dry_run(config, net, data)
+        return 0.0
+    resume = folder is not None
+    folder = folder or new_folder(config)
+    with RunLog(folder, wandb=config["logger"]) as log:
+        trainer = Trainer(config, net, data, folder, log)
+        if resume:
+            trainer.restore()
+        else:
+            write_json(folder / "config.json", config)
+            write_json(folder / "environment.json", environment())
+            write_json(folder / "splits.json", data.split_record())
+            log.say(f"run folder {folder}, device {device}")
+        log.say(describe(net, data))
+        results = trainer.run()
+        if config["arch"] is None:
+            log.say(f"next: python search.py checkpoint={folder}")
+        else:
+            log.say(f"exported to {export_alone(trainer.scored_net, data, folder, results)}")
+    return float(results["subnets"]["largest"]["top1"]["val"])
+
+
+class Trainer:
+    """One training run in its folder. All randomness comes from (seed, step), so resuming repeats nothing else.
+
+    Args:
+        config: the whole composed configuration, plain.
+        net: the supernet with its initial weights, on its device.
+        data: training, calibration and evaluation images.
+        folder: the run's folder; exists already.
+        log: where it reports.
+    """
+
+    def __init__(self, config: dict[str, Any], net: Supernet, data: Data, folder: Path, log: RunLog) -> None:
+        self.config, self.net, self.data, self.folder, self.log = config, net, data, folder, log
+        self.settings: TrainSettings = construct(config["train"], "train")
+        self.seed: int = config["seed"]
+        self.sampler = construct(config["sampler"], "sampler", space=net.space, seed=self.seed)
+        self.distill = construct(config["distill"], "distill")
+        self.schedule = construct(config["schedule"], "schedule")
+        optim = dict(config["optim"])
+        groups = parameter_groups(net, optim.get("weight_decay", 0.0))
+        self.optimizer: torch.optim.Optimizer = construct(optim, "optim", params=groups)
+        self.base_lr = float(config["optim"]["lr"])
+        self.mix = Mix(data.info.num_classes, self.settings.mixup, self.settings.cutmix)
+        self.ema = averaged(net, self.settings.ema_decay) if self.settings.ema_decay else None
+        self.archs = watched(net.space, self.settings.eval_random)
+        self.meter = LossMeter()
+        self.step, self.best = 0, -1.0
+        self.steps_per_epoch = data.steps_per_epoch()
+        self.total_steps = self.settings.epochs * self.steps_per_epoch
+        if self.settings.channels_last:
+            net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def scored_net(self) -> Supernet:
+        """The weights that are evaluated and shipped: the moving average where there is one."""
+        return self.net if self.ema is None else self.ema.module
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end, evaluate, and write `results.json`; returns its content.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is written.
+            UserError: if a loss is no longer finite; the last good checkpoint is kept.
+        """
+        self.net.train()
+        spe, every = self.steps_per_epoch, self.settings.save_every
+        with StopRequest() as stop, self.log.progress(self.total_steps, "training") as progress:
+            progress.advance(self.step)
+            for batch in self._batches():
+                values = self.train_step(batch)
+                progress.advance(1, **values)
+                if self.step % spe == 0:  # once per epoch
+                    epoch = self.step // spe
+                    if epoch % self.settings.eval_every == 0 or self.step == self.total_steps:
+                        self._evaluate(epoch)
+                    self.save()
+                elif (every and self.step % every == 0) or stop.requested:
+                    self.save()
+                if stop.requested and self.step < self.total_steps:
+                    self.log.say(f"stopped at step {self.step} of {self.total_steps}, saved; continue with:")
+                    self.log.say(f"  python train.py resume={self.folder}")
+                    raise KeyboardInterrupt
+        return self._finish()
+
+    def save(self) -> None:
+        """Write the state from which `restore` continues bit for bit."""
+        self._log_losses()  # refuses to save what is not finite
+        checkpoint.save(self.folder / CHECKPOINT, self._state())
+
+    def restore(self) -> None:
+        """Continue from the folder's checkpoint.
+
+        Raises:
+            UserError: if the checkpoint is damaged or belongs to another setup.
+        """
+        state = checkpoint.load(self.folder / CHECKPOINT)
+        try:
+            self.net.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.ema is not None:
+                self.ema.module.load_state_dict(state["ema"])
+                self.ema.n_averaged.fill_(state["step"])
+            self.step, self.best = state["step"], state["best"]
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(f"{self.folder / CHECKPOINT} does not fit this run's configuration: {reason}") from None
+        self.log.truncate_after(self.step)
+        self.log.say(f"resumed {self.folder} at step {self.step} of {self.total_steps}")
+
+    # Parts of the loop --------------------------------------------------------------------------------------
+
+    def _batches(self) -> Iterator[Batch]:
+        while self.step < self.total_steps:
+            epoch, first = divmod(self.step, self.steps_per_epoch)
+            yield from self.data.train(epoch, first)
+
+    def train_step(self, batch: Batch) -> dict[str, float]:
+        """One optimizer step; returns what the progress bar shows, which costs no synchronisation."""
+        settings, step = self.settings, self.step
+        torch.manual_seed(_fold(self.seed, step))  # dropout, drop-path, mixing
+        images, targets = self.mix(batch.images, batch.targets)
+        if settings.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        slots = self.sampler.slots(step)
+        losses = accumulate(
+            self.net,
+            images,
+            targets,
+            slots,
+            self._label_loss,
+            self.distill,
+            settings.dropout,
+            settings.drop_path,
+            settings.amp,
+        )
+        update(self.optimizer, self._lr(step), settings.clip_value, settings.clip_norm)
+        if self.ema is not None:
+            self.ema.update_parameters(self.net)
+        self.meter.add(slots, losses)
+        self.step = step + 1
+        return self._log_losses() if self.step % settings.log_every == 0 else {}
+
+    def _label_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits.float(), targets, label_smoothing=self.settings.label_smoothing)
+
+    def _lr(self, step: int) -> float:
+        return self.base_lr * self.schedule(step, self.steps_per_epoch, self.total_steps)
+
+    def _log_losses(self) -> dict[str, float]:
+        means = self.meter.read(self.step)
+        if means:
+            lr = self._lr(self.step - 1)
+            self.log.record("train", self.step, {"epoch": self.step / self.steps_per_epoch, "lr": lr, **means})
+        return means
+
+    def _evaluate(self, epoch: int) -> None:
+        settings = self.settings
+        values = scores(
+            self.scored_net, self.archs, self.data, ("val",), settings.calibration_images, settings.eval_images
+        )
+        top1 = {name: values[f"{name}/val/top1"] for name in self.archs}
+        record = {f"{name}/top1": value for name, value in top1.items()}
+        record |= {f"{name}/loss": values[f"{name}/val/loss"] for name in self.archs}
+        self.log.record("eval", self.step, {"epoch": epoch, **record})
+        shown = "  ".join(f"{name} {value:.2f}" for name, value in top1.items())
+        self.log.say(f"epoch {epoch}/{settings.epochs}  val top-1 %:  {shown}")
+        self.net.train()
+        mean = sum(top1.values()) / len(top1)
+        if mean > self.best:
+            self.best = mean
+            checkpoint.save(self.folder / BEST, self._state())
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "config": self.config,
+            "space": self.net.space.config,
+            "model": self.net.state_dict(),
+            "ema": None if self.ema is None else self.ema.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "best": self.best,
+        }
+
+    def _finish(self) -> dict[str, Any]:
+        splits = ("val", "test") if self.settings.test else ("val",)
+        values = scores(self.scored_net, self.archs, self.data, splits, self.settings.calibration_images)
+        rows, subnets = [], {}
+        for name, arch in self.archs.items():
+            plan = self.net.space.plan(arch)
+            metrics = {split: values[f"{name}/{split}/top1"] for split in splits}
+            subnets[name] = {"arch": arch.to_json(), "macs": plan.macs, "params": plan.params, "top1": metrics}
+            top1 = [f"{metrics[split]:.2f}" for split in splits]
+            rows.append([name, f"{plan.macs / 1e6:.2f}", f"{plan.params / 1e6:.3f}", *top1])
+        columns = ["subnet", "MMACs", "M params", *(f"{split} top-1 %" for split in splits)]
+        self.log.table("inherited weights, calibrated", columns, rows)
+        results = {
+            "steps": self.step,
+            "subnets": subnets,
+            "splits": dict(self.data.sizes),
+            "calibration_images": self.settings.calibration_images,
+            "peak_memory_mb": peak_memory_mb(next(self.net.parameters()).device),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        curves(self.folder / "metrics.jsonl", self.folder / "curves.png")
+        write_json(self.folder / RESULTS, results)
+        return results
+
+
+def _fold(seed: int, step: int) -> int:
+    """One 63-bit seed of two numbers."""
+    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,0 +1,174 @@
+"""Checkpoints: exact round trip, whole files under every kind of failure, clear refusals."""
+
+import datetime
+import errno
+import pickle
+import resource
+import subprocess
+import sys
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from supernet.checkpoint import FORMAT, VERSION, load, save
+from supernet.errors import UserError
+
+
+def state(value: float = 1.0) -> dict[str, Any]:
+    return {
+        "step": 7,
+        "weights": OrderedDict(a=torch.full((300, 300), value), b=torch.randn(3, dtype=torch.float64)),
+        "nested": [1, 2.5, "x", None, True, (torch.arange(3), {0: "int key"})],
+    }
+
+
+def test_round_trip_is_exact(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "c.pt"
+    wanted = state()
+    save(path, wanted)
+    found = load(path)
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted["weights"].items():
+        assert torch.equal(found["weights"][name], tensor)
+        assert found["weights"][name].dtype == tensor.dtype
+    assert found["nested"][:5] == wanted["nested"][:5]
+    assert isinstance(found["nested"][5], tuple)
+    assert found["nested"][5][1] == {0: "int key"}
+
+
+def test_real_optimizer_and_generator_state(tmp_path: Path) -> None:
+    weight = torch.nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.AdamW([weight])
+    weight.sum().backward()
+    optimizer.step()
+    save(tmp_path / "c.pt", {"optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()})
+    found = load(tmp_path / "c.pt")
+    fresh = torch.optim.AdamW([weight])
+    fresh.load_state_dict(found["optimizer"])
+    assert torch.equal(fresh.state[weight]["exp_avg"], optimizer.state[weight]["exp_avg"])
+    torch.set_rng_state(found["rng"])
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [np.float64(1), np.zeros(2), object(), Path("x"), {1, 2}, torch.Size([1]), {(1,): 2}, torch.float32],
+)
+def test_other_types_are_refused_before_anything_is_written(tmp_path: Path, bad: Any) -> None:
+    save(tmp_path / "c.pt", {"step": 1})
+    with pytest.raises(TypeError, match=r"state\['deep'\]\[1\]"):
+        save(tmp_path / "c.pt", {"deep": [0, bad]})
+    assert load(tmp_path / "c.pt") == {"step": 1}
+    with pytest.raises(ValueError, match="format"):
+        save(tmp_path / "c.pt", {"format": "mine"})
+
+
+def test_truncated_files_are_refused_at_every_length(tmp_path: Path) -> None:
+    path = tmp_path / "c.pt"
+    save(path, {"w": torch.arange(500.0)})
+    whole = path.read_bytes()
+    for length in [*range(0, len(whole), 97), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"c\.pt is (empty|truncated or damaged)"):
+            load(path)
+
+
+def test_flipped_bit_in_a_weight_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "c.pt"
+    save(path, {"w": torch.zeros(10_000)})
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match="damaged"):
+        load(path)
+
+
+def test_foreign_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.pt"
+    with pytest.raises(UserError, match="does not exist"):
+        load(path)
+    with pytest.raises(UserError, match="not a file"):
+        load(tmp_path)
+    path.write_bytes(pickle.dumps({"format": FORMAT, "version": VERSION}))
+    with pytest.raises(UserError, match="not a checkpoint"):
+        load(path)
+    torch.save({"format": FORMAT, "version": VERSION, "when": datetime.date(2020, 1, 1)}, path)
+    with pytest.raises(UserError, match="not made by this project or is unsafe"):
+        load(path)
+    for foreign in ({"state_dict": {}}, [1], torch.zeros(2), {"format": "another"}):
+        torch.save(foreign, path)
+        with pytest.raises(UserError, match="not made by this project"):
+            load(path)
+    torch.save({"format": FORMAT, "version": VERSION + 1}, path)
+    with pytest.raises(UserError, match="upgrade"):
+        load(path)
+
+
+def test_loading_runs_no_code(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "touched",))
+
+    torch.save({"format": FORMAT, "version": 1, "x": Evil()}, tmp_path / "c.pt")
+    with pytest.raises(UserError, match="unsafe"):
+        load(tmp_path / "c.pt")
+    assert not (tmp_path / "touched").exists()
+
+
+def test_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.pt"
+    save(path, {"step": 1})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The largest file that this process may write stands in for the end of the disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match="large") as caught:
+            save(path, state())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
+    assert [file.name for file in tmp_path.iterdir()] == ["c.pt"]
+    assert load(path) == {"step": 1}
+
+
+# One process imports torch, then forks writers that save without pause until they are killed.
+KILLS = """
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
+from supernet.checkpoint import load, save
+torch.set_num_threads(1)
+path, chance = Path(sys.argv[1]), random.Random(0)
+weights, inside, last = torch.ones(1_000_000), 0, 0
+save(path, {"step": 0, "weights": weights * 0})
+for _ in range(20):
+    pid = os.fork()
+    if pid == 0:
+        step = last
+        while True:
+            step += 1
+            save(path, {"step": step, "weights": weights * step})
+    time.sleep(chance.uniform(0.02, 0.15))
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    inside += len(list(path.parent.glob(".*.tmp")))
+    found = load(path)
+    assert found["step"] >= last and bool((found["weights"] == found["step"]).all()), found["step"]
+    last = found["step"]
+save(path, {"step": -1})
+assert [file.name for file in path.parent.iterdir()] == [path.name], "leftovers of dead writers"
+print(inside, last)
+"""
+
+
+def test_killed_writers_always_leave_a_whole_file(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLS, str(tmp_path / "c.pt")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    inside, steps = map(int, done.stdout.split())
+    assert inside > 0, "no kill fell inside a write: the test proves nothing"
+    assert steps > 0
