@@ -1,0 +1,1 @@
+"""Searching a trained supernet: algorithms, budgets, and the runner behind `python search.py`."""

@@ -116,9 +116,10 @@ class Budget:
             least, most = ranges[name]
             if window is not None and (window[1] < least or window[0] > most):
                 nearest = least if window[1] < least else most
+                bound = f"constraint.{name} ({_show(window)})"
                 raise UserError(
-                    f"constraint.{name} ({_show(window)}) is out of reach: space {self.space.name!r} has "
-                    f"subnets of {_exact(least)} to {_exact(most)} {name}; the nearest possible is {nearest:,}"
+                    f"{bound} is out of reach: space {self.space.name!r} has subnets "
+                    f"of {_exact(least)} to {_exact(most)} {name}; the nearest possible is {nearest:,}"
                 )
         if self.space.size() > ENUMERABLE:
             self.sample(np.random.default_rng(0), 1)

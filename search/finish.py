@@ -57,9 +57,7 @@ def ship(job: Job, arch: Arch, scores: Mapping[str, Any], folder: Path) -> dict[
         "calibration_images": settings.calibration_images,
     }
     images = data.evaluation("val", resolution)[0][0][:COMPARED]
-    differences = export(
-        subnet, arch, net, folder / EXPORT, data.info, images, metrics, provenance, settings.formats
-    )
+    differences = export(subnet, arch, net, folder / EXPORT, data.info, images, metrics, provenance, settings.formats)
     return {
         "arch": arch.to_json(),
         **price,

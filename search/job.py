@@ -78,9 +78,7 @@ class Job:
             begun = [path for path in self.root.glob(f"*/{TRIALS}") if not (path.parent / RESULTS).exists()]
             newest = max(begun, key=lambda path: (path.stat().st_mtime_ns, path.parent.name), default=None)
             if newest is None:
-                raise UserError(
-                    f"resume=auto: no unfinished search under {self.root}; start one without resume="
-                )
+                raise UserError(f"resume=auto: no unfinished search under {self.root}; start one without resume=")
             return newest.parent
         folder = Path(resume)
         if not (folder / TRIALS).is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,7 @@ def write_front(
 
 
 def plot_front(
-    path: Path, trials: Sequence[Trial], chosen: Trial, budget: Budget, baseline: Sequence[Trial], label: str
+    path: Path, trials: Sequence[Trial], chosen: Trial, budget: Budget, baseline: Sequence[Trial], name: str
 ) -> None:
     """Draw every trial, the front, the MACs budget, the chosen subnet, and random search if there is one."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -67,19 +68,11 @@ def plot_front(
     axes = figure.add_subplot()
     if baseline:
         _scatter(axes, baseline, "tab:orange", "random search")
-    _scatter(axes, trials, "tab:blue", label)
-    for bound in budget.macs or ():
-        if 0 < bound < float("inf"):
-            axes.axvline(bound / 1e6, color="tab:red", linestyle="--", linewidth=1)
-            axes.annotate(
-                f"budget {bound / 1e6:.4g}",
-                (bound / 1e6, 0.02),
-                xycoords=("data", "axes fraction"),
-                rotation=90,
-                ha="right",
-                color="tab:red",
-                fontsize=8,
-            )
+    _scatter(axes, trials, "tab:blue", name)
+    bounds = [bound / 1e6 for bound in budget.macs or () if math.isfinite(bound)]
+    for i, bound in enumerate(bounds):
+        label = None if i else f"budget: {' to '.join(f'{b:.4g}' for b in bounds)} MMACs"
+        axes.axvline(bound, color="tab:red", linestyle="--", linewidth=1, label=label)
     axes.plot(
         chosen.metrics["macs"] / 1e6,
         chosen.metrics["top1"],
@@ -94,7 +87,7 @@ def plot_front(
     axes.set_xlabel("MMACs per image")
     axes.set_ylabel("top-1 on the search split, %")
     beside = f", {len(baseline)} by random search" if baseline else ""
-    axes.set_title(f"{len(trials)} subnets scored by {label}{beside}")
+    axes.set_title(f"{len(trials)} subnets scored by {name}{beside}")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=150)
@@ -105,6 +98,4 @@ def _scatter(axes: Axes, trials: Sequence[Trial], color: str, label: str) -> Non
     line = [(t.metrics["macs"] / 1e6, t.metrics["top1"]) for t in front(trials)]
     x, y = zip(*points, strict=True)
     axes.scatter(x, y, s=12, alpha=0.4, color=color, linewidths=0)
-    axes.step(
-        *zip(*line, strict=True), where="post", marker="o", markersize=4, color=color, label=f"{label}: front"
-    )
+    axes.step(*zip(*line, strict=True), where="post", marker="o", markersize=4, color=color, label=f"{label}: front")

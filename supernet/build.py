@@ -44,13 +44,15 @@ def build(name: str, num_classes: int = 1000, in_channels: int = 3, **overrides:
 
 def make_space(config: Mapping[str, Any], num_classes: int, in_channels: int) -> Space:
     """A space from its configuration, for data of that many classes and channels."""
-    return construct(config, "space", num_classes=num_classes, in_channels=in_channels)  # type: ignore[no-any-return]
+    space: Space = construct(config, "space", num_classes=num_classes, in_channels=in_channels)
+    return space
 
 
 def make_data(config: Mapping[str, Any], device: torch.device, overrides: Mapping[str, Any] | None = None) -> Data:
     """The data of a training configuration, with entries of its `data` section replaced by `overrides`."""
     section = {**config["data"], **(overrides or {})}
-    return construct(section, "data", device=device)  # type: ignore[no-any-return]
+    data: Data = construct(section, "data", device=device)
+    return data
 
 
 def pick_device(name: str) -> torch.device:
@@ -104,7 +106,8 @@ def open_run(path: Path, device: torch.device) -> OpenedRun:
     try:
         net.load_state_dict(weights)
     except RuntimeError as error:
-        raise UserError(f"checkpoint {file} does not fit its own space: {str(error).splitlines()[-1].strip()}") from None
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"checkpoint {file} does not fit its own space: {reason}") from None
     return OpenedRun(net.to(device), state["config"], file.parent, state["step"])
 
 

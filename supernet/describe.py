@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-
 from supernet.cost import cost
-from supernet.net import Supernet
+from supernet.log import RunLog
 from supernet.memory import peak_memory_mb
+from supernet.net import Supernet
 
 if TYPE_CHECKING:
     from supernet.data import Data
@@ -35,7 +37,8 @@ def dry_run(config: dict[str, Any], net: Supernet, data: Data) -> None:
     from supernet.trainer import Trainer
 
     print(describe(net, data))
-    trainer = Trainer(config, net, data, folder=None, log=None)  # type: ignore[arg-type]
+    nowhere = Path(os.devnull)
+    trainer = Trainer(config, net, data, nowhere, RunLog(nowhere, quiet=True))
     seconds = []
     for _, batch in zip(range(TIMED_STEPS), data.train(0), strict=False):
         start = time.perf_counter()

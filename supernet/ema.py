@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
@@ -16,8 +16,8 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
     the initial weights.
     """
 
-    def average(ema: list[Tensor], current: list[Tensor], count: Any) -> None:
+    def average(ema: Tensors, current: Tensors, count: Tensor | int) -> None:
         n = int(count)
-        torch._foreach_lerp_(ema, current, 1.0 - min(decay, (1.0 + n) / (10.0 + n)))
+        torch._foreach_lerp_(list(ema), list(current), 1.0 - min(decay, (1.0 + n) / (10.0 + n)))
 
     return AveragedModel(model, multi_avg_fn=average)

@@ -22,7 +22,7 @@ class Metrics(NamedTuple):
 
     top1: float
     loss: float
-    count: int
+    images: int
 
 
 @torch.no_grad()

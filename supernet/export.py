@@ -73,7 +73,7 @@ def export(
     (folder / "arch.json").write_text(json.dumps(arch.to_json(), indent=2) + "\n")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     reloaded = load_subnet(folder).to(images.device)
-    reloaded.to(memory_format=memory_format(net))  # type: ignore[call-overload]
+    reloaded.to(memory_format=memory_format(net))
     differences = _verify(reloaded, subnet, arch, net, images)
     for name in formats:
         differences[name] = _WRITERS[name](subnet, folder / f"model.{name}", images)
@@ -128,7 +128,8 @@ def _verify(reloaded: nn.Module, subnet: nn.Module, arch: Arch, net: Supernet, i
     differences = {"calibrated": _largest_difference(subnet.eval()(images), reloaded(images), "the calibrated subnet")}
     inside = net.train()(images, arch)
     net.train(was_training)
-    differences["supernet"] = _largest_difference(inside, copy.deepcopy(reloaded).train()(images), "the supernet's subnet")
+    outside = copy.deepcopy(reloaded).train()(images)
+    differences["supernet"] = _largest_difference(inside, outside, "the supernet's subnet")
     return differences
 
 

@@ -32,8 +32,13 @@ class LossMeter:
         self._losses.clear()
         bad = [role for role, mean in means.items() if not abs(mean) < float("inf")]
         if bad:
-            raise UserError(
-                f"{bad[0]} became NaN or infinite before step {step}: lower optim.lr, set train.clip_value=1, or use "
-                "a longer schedule.warmup_epochs; the last checkpoint is from before and still good"
-            )
+            raise UserError(not_finite(bad[0], step))
         return means
+
+
+def not_finite(what: str, step: int) -> str:
+    """The line for a training that diverged."""
+    return (
+        f"{what} became NaN or infinite before step {step}: lower optim.lr, set train.clip_value=1, or use a longer "
+        "schedule.warmup_epochs; a checkpoint written before is kept and still good"
+    )

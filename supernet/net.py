@@ -52,6 +52,6 @@ class Supernet(nn.Module):
             subnet = self.space.module(self.space.plan(arch))
         weight = next(self.parameters())
         subnet.to(device=weight.device, dtype=weight.dtype)
-        subnet.to(memory_format=memory_format(self))  # type: ignore[call-overload]
+        subnet.to(memory_format=memory_format(self))
         copy_slices(self.net, subnet)
         return subnet.train(self.training)

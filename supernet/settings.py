@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from supernet.construct import coerce
+from supernet.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -35,15 +39,40 @@ class TrainSettings:
     def __post_init__(self) -> None:
         for key in ("epochs", "batch_size", "calibration_images", "log_every", "eval_every"):
             if getattr(self, key) < 1:
-                raise ValueError(f"train.{key}={getattr(self, key)}: must be at least 1")
+                raise UserError(f"train.{key}={getattr(self, key)}: must be at least 1")
         for key in ("dropout", "drop_path", "label_smoothing"):
             if not 0 <= getattr(self, key) < 1:
-                raise ValueError(f"train.{key}={getattr(self, key)}: must be in [0, 1)")
+                raise UserError(f"train.{key}={getattr(self, key)}: must be in [0, 1)")
         for key in ("clip_value", "clip_norm", "eval_images"):
-            if getattr(self, key) is not None and getattr(self, key) <= 0:
-                raise ValueError(f"train.{key}={getattr(self, key)}: must be positive, or null")
+            if getattr(self, key) is not None and not getattr(self, key) > 0:
+                raise UserError(f"train.{key}={getattr(self, key)}: must be positive, or null")
         for key in ("mixup", "cutmix", "save_every", "eval_random"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"train.{key}={getattr(self, key)}: must not be negative")
+            if not getattr(self, key) >= 0:
+                raise UserError(f"train.{key}={getattr(self, key)}: must not be negative")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"train.ema_decay={self.ema_decay}: must be between 0 and 1, or null")
+            raise UserError(f"train.ema_decay={self.ema_decay}: must be between 0 and 1, or null")
+
+
+TOP_LEVEL = {
+    "seed": int,
+    "name": str | None,
+    "runs_dir": str,
+    "device": str,
+    "dry_run": bool,
+    "resume": str | None,
+    "init_from": str | None,
+    "init": Literal["supernet", "scratch"],
+}
+
+
+def check_top_level(config: Mapping[str, Any]) -> None:
+    """Refuse ill-typed settings outside the groups.
+
+    Raises:
+        UserError: naming the key, the value and what was expected.
+    """
+    for key, annotation in TOP_LEVEL.items():
+        coerce(config[key], annotation, key)
+    if config["seed"] < 0:
+        raise UserError(f"seed={config['seed']}: must not be negative")
+    coerce(config["optim"].get("lr"), float, "optim.lr")

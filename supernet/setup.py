@@ -66,8 +66,6 @@ def make_net(config: Mapping[str, Any], data: Data, device: torch.device) -> Sup
     """
     settings: TrainSettings = construct(config["train"], "train")
     inherit = config["arch"] is not None and config["init"] == "supernet"
-    if config["init"] not in ("supernet", "scratch"):
-        raise UserError(f"init={config['init']}: choose supernet (inherited weights) or scratch")
     source = None
     if inherit or config["init_from"]:
         path = Path(config["init_from"] or newest_finished(Path(config["runs_dir"]) / "train"))

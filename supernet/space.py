@@ -98,7 +98,7 @@ class Space:
         self.name, self.genes, self.units = name, tuple(genes), tuple(units)
         self.module, self.config = module, dict(config)
         for position, gene in enumerate(self.genes):
-            if not gene.options or list(gene.options) != sorted(set(gene.options)):  # type: ignore[type-var]
+            if not gene.options or list(gene.options) != sorted(set(gene.options)):
                 raise ValueError(f"{gene.name}: options must be distinct and ascending, got {list(gene.options)}")
             if gene.parent is not None and not 0 <= gene.parent < position:
                 raise ValueError(f"{gene.name}: its parent must come before it")
@@ -197,12 +197,13 @@ class Space:
         Raises:
             UserError: if a window holds no subnet that could be found; gives the reachable range.
         """
+        count = 1 if n is None else n
         if macs is None and params is None:
-            drawn = [self.decode([int(rng.integers(len(g.options))) for g in self.genes]) for _ in range(n or 1)]
+            drawn = [self.decode([int(rng.integers(len(g.options))) for g in self.genes]) for _ in range(count)]
         else:
             from supernet.window import sample_in_window
 
-            drawn = sample_in_window(self, rng, n or 1, {"macs": macs, "params": params})
+            drawn = sample_in_window(self, rng, count, {"macs": macs, "params": params})
         return drawn[0] if n is None else drawn
 
     def mutate(self, arch: Arch, rng: np.random.Generator, prob: float) -> Arch:
@@ -279,23 +280,33 @@ class Space:
     def _values(self, arch: Arch) -> list[Option]:
         chosen = dict(arch.choices)
         try:
-            return [chosen[g.key] if g.index is None else chosen[g.key][g.index] for g in self.genes]  # type: ignore[index,misc]
+            values: list[Option] = [chosen[g.key] if g.index is None else chosen[g.key][g.index] for g in self.genes]  # type: ignore[index,misc]
+            entries = sum(len(value) if isinstance(value, tuple) else 1 for value in chosen.values())
+            known = all(value in table for table, value in zip(self._option_index, values, strict=True))
+            if known and entries == len(self.genes):
+                return values
         except (KeyError, IndexError, TypeError):
-            raise ValueError(f"the arch {arch.to_json()} does not belong to space {self.name!r}") from None
+            pass
+        raise ValueError(f"the arch {arch.to_json()} does not belong to space {self.name!r}")
 
     def _counts(self, gene: Gene, codes: Sequence[int]) -> bool:
         if gene.parent is None:
             return True
         parent = self.genes[gene.parent]
-        return self._counts(parent, codes) and parent.options[codes[gene.parent]] > gene.above  # type: ignore[operator]
+        value = parent.options[codes[gene.parent]]
+        return self._counts(parent, codes) and _is_above(value, gene.above)
 
     def _count(self, position: int) -> int:
         """Distinct settings of a gene together with everything that depends on it."""
         children = [i for i, gene in enumerate(self.genes) if gene.parent == position]
         return sum(
-            math.prod(self._count(i) for i in children if option > self.genes[i].above)  # type: ignore[operator]
+            math.prod(self._count(i) for i in children if _is_above(option, self.genes[i].above))
             for option in self.genes[position].options
         )
+
+
+def _is_above(option: Option, threshold: float) -> bool:
+    return not isinstance(option, str) and option > threshold
 
 
 def restrict(space: Space, arch: Mapping[str, Any]) -> Space:

@@ -211,7 +211,7 @@ def _union_pair(a: Any, b: Any) -> Any:
         return a if b is None else b
     if a is b or a == b:
         return a
-    if is_dataclass(a):
+    if is_dataclass(a) and not isinstance(a, type):
         return type(a)(**{f.name: _union_pair(getattr(a, f.name), getattr(b, f.name)) for f in fields(a)})
     if isinstance(a, str):
         raise ValueError(f"layers that share weights cannot differ in {a!r} against {b!r}")

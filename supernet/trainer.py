@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,13 +23,13 @@ from supernet.export import export_alone
 from supernet.interrupt import StopRequest
 from supernet.log import RunLog
 from supernet.memory import keep_freed_memory, peak_memory_mb
-from supernet.meter import LossMeter
+from supernet.meter import LossMeter, not_finite
 from supernet.monitor import scores, watched
 from supernet.net import Supernet
 from supernet.optim import parameter_groups
 from supernet.plots import curves
 from supernet.runs import CHECKPOINT, RESULTS, environment, write_json
-from supernet.settings import TrainSettings
+from supernet.settings import TrainSettings, check_top_level
 from supernet.setup import make_net, new_folder, resumed_config
 from supernet.step import accumulate, update
 
@@ -38,6 +38,7 @@ BEST = "best.pt"
 
 def main(config: dict[str, Any]) -> float:
     """Train what the configuration says; returns the validation top-1 of the largest subnet, in percent."""
+    check_top_level(config)
     keep_freed_memory()
     folder = None
     if config["resume"] is not None:
@@ -52,7 +53,7 @@ def main(config: dict[str, Any]) -> float:
         return 0.0
     resume = folder is not None
     folder = folder or new_folder(config)
-    with RunLog(folder, wandb=config["logger"]) as log:
+    with RunLog(folder, wandb={**config["logger"], "config": config}) as log:
         trainer = Trainer(config, net, data, folder, log)
         if resume:
             trainer.restore()
@@ -100,12 +101,12 @@ class Trainer:
         self.steps_per_epoch = data.steps_per_epoch()
         self.total_steps = self.settings.epochs * self.steps_per_epoch
         if self.settings.channels_last:
-            net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            net.to(memory_format=torch.channels_last)
 
     @property
     def scored_net(self) -> Supernet:
         """The weights that are evaluated and shipped: the moving average where there is one."""
-        return self.net if self.ema is None else self.ema.module
+        return self.net if self.ema is None else cast(Supernet, self.ema.module)
 
     def run(self) -> dict[str, Any]:
         """Train to the end, evaluate, and write `results.json`; returns its content.
@@ -136,7 +137,10 @@ class Trainer:
 
     def save(self) -> None:
         """Write the state from which `restore` continues bit for bit."""
-        self._log_losses()  # refuses to save what is not finite
+        self._log_losses()
+        finite = torch.stack([parameter.isfinite().all() for parameter in self.net.parameters()])
+        if not finite.all():
+            raise UserError(not_finite("a weight", self.step))
         checkpoint.save(self.folder / CHECKPOINT, self._state())
 
     def restore(self) -> None:

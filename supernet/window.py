@@ -170,8 +170,7 @@ class _Nearest:
         ends = [space.plan(arch) for arch in (space.smallest(), space.largest())]
         self.seen = {name: sorted(getattr(plan, name) for plan in ends) for name in METRICS}
         self.closest = {
-            name: min(self.seen[name], key=lambda value: _distance(value, window))
-            for name, window in windows.items()
+            name: min(self.seen[name], key=lambda value: _distance(value, window)) for name, window in windows.items()
         }
 
     def target(self, name: str) -> float:
@@ -202,8 +201,7 @@ class _Nearest:
             )
         what = "no subnet" if count == 0 else f"only {count} subnets"
         return UserError(
-            f"{what} of space {self.space.name!r} found in {drawn:,} draws with {' and '.join(facts)}: "
-            "widen the window"
+            f"{what} of space {self.space.name!r} found in {drawn:,} draws with {' and '.join(facts)}: widen the window"
         )
 
 

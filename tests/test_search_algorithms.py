@@ -60,13 +60,13 @@ def best(algorithm: Algorithm, evaluator: TableEvaluator, count: int) -> float:
 @pytest.mark.parametrize("constraint", [Constraint(macs="300M"), Constraint(macs=[0.3, 0.35], params="14M")])
 def test_every_proposal_is_new_and_inside_the_budget(make: Any, constraint: Constraint) -> None:
     budget = constraint.on(BIG)
-    archs = sum(play(make(budget, 0), separable(BIG), [12, 12, 12, 12]), [])
+    archs = [arch for archs in play(make(budget, 0), separable(BIG), [12, 12, 12, 12]) for arch in archs]
     assert len(archs) == len(set(archs)) == 48
     assert not budget.excess(archs).any()
 
 
 def test_no_constraint_works_too(make: Any) -> None:
-    archs = sum(play(make(Constraint().on(BIG), 0), separable(BIG), [12, 12, 12]), [])
+    archs = [arch for archs in play(make(Constraint().on(BIG), 0), separable(BIG), [12, 12, 12]) for arch in archs]
     assert len(set(archs)) == 36
 
 
@@ -96,7 +96,7 @@ def test_a_small_space_is_exhausted_exactly(make: Any) -> None:
     budget = Constraint(macs=0.4).on(TINY)
     inside = {arch for arch in enumerate_archs(TINY) if budget.feasible(arch)}
     algorithm, evaluator = make(budget, 0), separable(TINY)
-    archs = sum(play(algorithm, evaluator, [40] * (len(inside) // 40 + 2)), [])
+    archs = [arch for archs in play(algorithm, evaluator, [40] * (len(inside) // 40 + 2)) for arch in archs]
     assert len(archs) == len(inside)
     assert set(archs) == inside
     assert algorithm.ask(5) == []
@@ -104,7 +104,9 @@ def test_a_small_space_is_exhausted_exactly(make: Any) -> None:
 
 def test_a_window_with_a_single_subnet(make: Any) -> None:
     smallest = TINY.plan(TINY.smallest()).macs
-    archs = sum(play(make(Constraint(macs=smallest).on(TINY), 0), separable(TINY), [12, 12]), [])
+    archs = [
+        arch for archs in play(make(Constraint(macs=smallest).on(TINY), 0), separable(TINY), [12, 12]) for arch in archs
+    ]
     assert archs == [TINY.smallest()]
 
 
@@ -128,16 +130,14 @@ def test_evolution_beats_random_search_by_far() -> None:
 def test_evolution_finds_the_optimum_of_a_small_space() -> None:
     budget, evaluator = Constraint(macs=0.5).on(TINY), separable(TINY)
     scores = [t.metrics["top1"] for t in evaluator([a for a in enumerate_archs(TINY) if budget.feasible(a)])]
-    hits = sum(
-        best(Evolution(budget, seed, population=20), evaluator, 100) == max(scores) for seed in range(5)
-    )
+    hits = sum(best(Evolution(budget, seed, population=20), evaluator, 100) == max(scores) for seed in range(5))
     assert hits >= 4
 
 
 def test_the_best_come_first_without_repeats() -> None:
     archs = list(islice(enumerate_archs(TINY), 4))
     scores = [(50.0, 2.0), (60.0, 3.0), (50.0, 1.0), (50.0, 2.0)]
-    trials = [Trial(arch, {"top1": t, "loss": l}) for arch, (t, l) in zip(archs, scores, strict=True)]
+    trials = [Trial(arch, {"top1": top1, "loss": loss}) for arch, (top1, loss) in zip(archs, scores, strict=True)]
     assert [archs.index(t.arch) for t in best_of([*trials, trials[1]], 10)] == [1, 2, 0, 3]
     assert best_of(trials, 1) == [trials[1]]
 

@@ -42,9 +42,7 @@ def test_values_are_read_as_written(value: Any, expected: Any) -> None:
     assert construct(config, "constraint").on(SPACE).macs == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    "value", ["much", "", 0, -1, "-5M", float("inf"), float("nan"), True, [0.6, 0.5], [1, 2, 3]]
-)
+@pytest.mark.parametrize("value", ["much", "", 0, -1, "-5M", float("inf"), float("nan"), True, [0.6, 0.5], [1, 2, 3]])
 def test_values_that_mean_nothing_name_their_key(value: Any) -> None:
     with pytest.raises(UserError, match=r"constraint\.params"):
         Constraint(params=value).on(SPACE)

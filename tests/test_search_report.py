@@ -27,9 +27,7 @@ def made_up(count: int, seed: int, steps: float = 0.5) -> list[Trial]:
     for i in rng.permutation(len(archs))[:count]:
         plan = SPACE.plan(archs[i])
         top1 = 97.5 - 4e5 / plan.macs + rng.normal(0, 0.8)
-        trials.append(
-            Trial(archs[i], {"top1": round(top1 / steps) * steps, "macs": plan.macs, "params": plan.params})
-        )
+        trials.append(Trial(archs[i], {"top1": round(top1 / steps) * steps, "macs": plan.macs, "params": plan.params}))
     return trials
 
 
@@ -73,14 +71,10 @@ def test_files_hold_the_front_and_name_its_rows(tmp_path: Path) -> None:
     assert [SPACE.from_json(json.loads(row["arch"])) for row in table] == [t.arch for t in front(trials)]
 
 
-@pytest.mark.parametrize(
-    "constraint", [Constraint(macs=0.5), Constraint(macs=[0.2, 0.6]), Constraint()], ids=str
-)
+@pytest.mark.parametrize("constraint", [Constraint(macs=0.5), Constraint(macs=[0.2, 0.6]), Constraint()], ids=str)
 def test_the_picture_is_drawn(tmp_path: Path, constraint: Constraint) -> None:
     trials = made_up(80, 2)
-    plot_front(
-        tmp_path / "front.png", trials, front(trials)[-1], constraint.on(SPACE), made_up(60, 3), "evolution"
-    )
+    plot_front(tmp_path / "front.png", trials, front(trials)[-1], constraint.on(SPACE), made_up(60, 3), "evolution")
     plot_front(tmp_path / "alone.png", trials[:1], trials[0], constraint.on(SPACE), [], "random")
     for name in ("front.png", "alone.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

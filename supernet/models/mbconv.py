@@ -7,6 +7,7 @@ data of a stage. One YAML file in `configs/space/` is one space.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -121,13 +122,12 @@ class MBConvNet(nn.Module):
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         self.stem = ConvNormAct(plan["stem"])
-        self.stages = nn.ModuleList()
+        blocks: dict[int, list[MBConv]] = defaultdict(list)
         for name, spec in plan.layers:
             if name.startswith("stages."):
                 _, stage, _ = name.split(".")
-                while len(self.stages) <= int(stage):
-                    self.stages.append(nn.ModuleList())
-                self.stages[int(stage)].append(MBConv(spec))  # type: ignore[operator]
+                blocks[int(stage)].append(MBConv(spec))
+        self.stages = nn.ModuleList(nn.ModuleList(blocks[s]) for s in sorted(blocks))
         self.head = Head(plan["head"])
 
     def forward(
@@ -136,7 +136,7 @@ class MBConvNet(nn.Module):
         """Images [B, C, S, S] -> logits [B, classes]."""
         x = self.stem(x, plan["stem"] if plan else None)
         for s, stage in enumerate(self.stages):
-            for b, block in enumerate(stage):  # type: ignore[arg-type]
+            for b, block in enumerate(stage.children()):
                 spec = plan.get(f"stages.{s}.{b}") if plan else None
                 if plan is None or spec is not None:
                     x = block(x, spec, drop_path)
@@ -283,7 +283,10 @@ def _stage(data: Mapping[str, Any], index: int) -> Stage:
         {"width": None, "depth": None, "kernel": None, "expand": None, "stride": 1, "act": "swish", "se": False},
     )
     options = {key: _options(f"{where}.{key}", entries[key]) for key in ("width", "depth", "kernel", "expand")}
-    if any(k % 2 == 0 for k in options["kernel"]):  # type: ignore[operator]
+    for key in ("width", "depth", "kernel"):
+        if any(not isinstance(value, int) for value in options[key]):
+            raise ValueError(f"{where}.{key}: whole numbers only, got {list(options[key])}")
+    if any(k % 2 == 0 for k in options["kernel"]):
         raise ValueError(f"{where}.kernel: kernels must be odd, got {list(options['kernel'])}")
     se = entries["se"]
     rule = SqueezeExciteRule(**(se if isinstance(se, Mapping) else {})) if se else None
