@@ -23,7 +23,7 @@ from supernet.build import parse_arch
 from supernet.construct import construct
 from supernet.evaluate import Metrics, evaluate_subnet
 from supernet.log import RunLog
-from supernet.runs import RESULTS, environment, new_run, write_json
+from supernet.runs import RESULTS, environment, new_run, read_json, write_json
 from supernet.space import Arch
 
 
@@ -188,8 +188,15 @@ def _conclude(job: Job, folder: Path, log: RunLog, rows: Sequence[Sequence[str]]
     log.say(f"subnet:  {folder / EXPORT}")
     load = f"load_subnet({str(folder / EXPORT)!r})"
     log.say(f"use it:  from supernet import load_subnet; model = {load}")
-    tune = f"python train.py init_from={job.run.folder} arch={folder / EXPORT / 'arch.json'}"
-    log.say(f"tune it: {tune}")
+    tune = [*_training_overrides(job.run.folder), f"init_from={job.run.folder}", f"arch={folder / EXPORT / 'arch.json'}"]
+    log.say(f"tune it: {shlex.join(['python', 'train.py', *tune])}")
+
+
+def _training_overrides(run: Path) -> list[str]:
+    """What the training was started with, so that fine-tuning has the same recipe and data."""
+    saved = run / "environment.json"
+    words = read_json(saved).get("argv", [])[1:] if saved.is_file() else []
+    return [word for word in words if "=" in word and not word.startswith(("name=", "resume=", "runs_dir="))]
 
 
 def _resume_command(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,8 +70,12 @@ def make_net(config: Mapping[str, Any], data: Data, device: torch.device) -> Sup
     source = None
     if inherit or config["init_from"]:
         path = Path(config["init_from"] or newest_finished(Path(config["runs_dir"]) / "train"))
-        source = open_run(path, torch.device("cpu")).net
+        run = open_run(path, torch.device("cpu"))
+        source = run.net
         _check_fits(source, data, path)
+        if run.config["data"]["_target_"] != config["data"]["_target_"]:
+            trained_on = run.config["data"]["_target_"].split(".")[-2]
+            print(f"warning: the weights of {path} come from other data ({trained_on})", file=sys.stderr)
         space = source.space
     else:
         space = make_space(config["space"], data.info.num_classes, data.info.channels)
