@@ -188,8 +188,8 @@ def _conclude(job: Job, folder: Path, log: RunLog, rows: Sequence[Sequence[str]]
     log.say(f"subnet:  {folder / EXPORT}")
     load = f"load_subnet({str(folder / EXPORT)!r})"
     log.say(f"use it:  from supernet import load_subnet; model = {load}")
-    tune = [*_training_overrides(job.run.folder), f"init_from={job.run.folder}", f"arch={folder / EXPORT / 'arch.json'}"]
-    log.say(f"tune it: {shlex.join(['python', 'train.py', *tune])}")
+    tune = ["python", "train.py", *_training_overrides(job.run.folder), f"init_from={job.run.folder}"]
+    log.say(f"tune it: {shlex.join([*tune, f'arch={folder / EXPORT}/arch.json'])}")
 
 
 def _training_overrides(run: Path) -> list[str]:

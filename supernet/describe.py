@@ -14,6 +14,7 @@ from supernet.net import Supernet
 
 if TYPE_CHECKING:
     from supernet.data import Data
+    from supernet.trainer import Trainer
 
 TIMED_STEPS = 3
 
@@ -32,13 +33,22 @@ def describe(net: Supernet, data: Data) -> str:
     )
 
 
-def dry_run(config: dict[str, Any], net: Supernet, data: Data) -> None:
-    """Print `describe`, and what a few real training steps say about time and memory. Writes no file."""
+def rehearsal(config: dict[str, Any], net: Supernet, data: Data) -> Trainer:
+    """A trainer that writes nowhere.
+
+    Raises:
+        UserError: if a part of the configuration is wrong.
+    """
     from supernet.trainer import Trainer
 
-    print(describe(net, data))
     nowhere = Path(os.devnull)
-    trainer = Trainer(config, net, data, nowhere, RunLog(nowhere, quiet=True))
+    return Trainer(config, net, data, nowhere, RunLog(nowhere, quiet=True))
+
+
+def dry_run(config: dict[str, Any], net: Supernet, data: Data) -> None:
+    """Print `describe`, and what a few real training steps say about time and memory. Writes no file."""
+    print(describe(net, data))
+    trainer = rehearsal(config, net, data)
     seconds = []
     for _, batch in zip(range(TIMED_STEPS), data.train(0), strict=False):
         start = time.perf_counter()

@@ -100,25 +100,40 @@ def load_subnet(folder: str | Path) -> nn.Module:
     from safetensors.torch import load_file
 
     folder = Path(folder)
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} is not an exported subnet: {name} is missing")
     try:
         config = json.loads((folder / "config.json").read_text())
         weights = load_file(folder / "model.safetensors")
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} is not an exported subnet: {Path(str(error.filename)).name} is missing") from None
     except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
         raise UserError(f"{folder}: damaged export ({error}); export the subnet again") from None
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise UserError(f"{folder}/config.json does not describe an exported subnet")
-    if config["version"] > VERSION:
-        raise UserError(f"{folder} was written by a newer version of this project: upgrade to read it")
-    space: Space = construct(config["space"], "space")
-    subnet = space.module(space.plan(space.from_json(config["arch"])))
+    space, arch = _described(config, folder)
+    subnet = space.module(space.plan(arch))
     track_statistics(subnet)
     try:
         subnet.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"{folder}: weights do not fit the arch ({str(error).splitlines()[-1].strip()})") from None
     return subnet.eval()
+
+
+def _described(config: Any, folder: Path) -> tuple[Space, Arch]:
+    """The space and the arch that an exported `config.json` describes; `UserError` where it does not."""
+    foreign = UserError(f"{folder}/config.json does not describe an exported subnet")
+    if not isinstance(config, dict) or config.get("format") != FORMAT or type(config.get("version")) is not int:
+        raise foreign
+    if config["version"] > VERSION:
+        raise UserError(f"{folder} was written by a newer version of this project: upgrade to read it")
+    if not isinstance(config.get("space"), dict) or not isinstance(config.get("arch"), dict):
+        raise foreign
+    space = construct(config["space"], "space")
+    if not isinstance(space, Space):
+        raise foreign
+    try:
+        return space, space.from_json(config["arch"])
+    except ValueError as error:
+        raise UserError(f"{folder}/config.json: {error}") from None
 
 
 @torch.no_grad()

@@ -12,9 +12,9 @@ from supernet.space import Arch, Space
 def memory_format(module: nn.Module) -> torch.memory_format:
     """The memory format of a network's convolutions: `channels_last` after `.to(memory_format=...)`.
 
-    Read off the strides, because 1x1 and depthwise weights are contiguous in both formats.
+    Read off the strides of the first k x k conv, because 1x1 weights are contiguous in both formats.
     """
-    weights = (m.weight for m in module.modules() if isinstance(m, nn.Conv2d))
+    weights = (m.weight for m in module.modules() if isinstance(m, nn.Conv2d) and m.kernel_size[0] > 1)
     first = next(weights, None)
     return torch.channels_last if first is not None and first.stride(1) == 1 else torch.contiguous_format
 

@@ -14,7 +14,7 @@ from supernet.construct import construct
 from supernet.errors import UserError
 from supernet.init import initialise
 from supernet.net import Supernet
-from supernet.runs import CHECKPOINT, RESULTS, latest, new_run, newest_finished, read_json
+from supernet.runs import CHECKPOINT, RESULTS, new_run, newest_finished, read_json
 from supernet.settings import TrainSettings
 from supernet.slicing import copy_slices
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from supernet.data import Data
 
 # What may be given beside `resume`: everything else comes from the run's own configuration.
-WITH_RESUME = ("resume", "device", "logger", "runs_dir")
+WITH_RESUME = ("resume", "device", "dry_run", "logger", "runs_dir")
 
 
 def resumed_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
@@ -35,11 +35,11 @@ def resumed_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
     """
     root = Path(config["runs_dir"])
     if config["resume"] == "auto":
-        candidates = [latest(root / kind) for kind in ("train", "subnet")]
-        unfinished = [c for c in candidates if c is not None and not (c / RESULTS).exists()]
+        checkpoints = [file for kind in ("train", "subnet") for file in (root / kind).glob(f"*/{CHECKPOINT}")]
+        unfinished = [file for file in checkpoints if not (file.parent / RESULTS).exists()]
         if not unfinished:
             raise UserError(f"resume=auto: no unfinished run under {root}; start one without resume")
-        folder = max(unfinished, key=lambda path: (path / CHECKPOINT).stat().st_mtime_ns)
+        folder = max(unfinished, key=lambda file: file.stat().st_mtime_ns).parent
     else:
         folder = Path(config["resume"])
     if not (folder / "config.json").is_file():
@@ -50,6 +50,23 @@ def resumed_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
         raise UserError(f"resume={folder}: the run was stopped before its first checkpoint; start it again")
     stored = read_json(folder / "config.json")
     return {**stored, **{key: config[key] for key in WITH_RESUME}}, folder
+
+
+def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with what depends on `arch` filled in, so that the stored one says what was done.
+
+    One subnet alone is a supernet of one: it is trained by the sampler `largest`. Weights to inherit come from the
+    newest finished run unless `init_from` says otherwise.
+
+    Raises:
+        UserError: if there is no such run.
+    """
+    if config["arch"] is None:
+        return config
+    config = {**config, "sampler": {"_target_": "supernet.samplers.largest.Largest"}}
+    if config["init"] == "supernet" and config["init_from"] is None:
+        config["init_from"] = str(newest_finished(Path(config["runs_dir"]) / "train"))
+    return config
 
 
 def new_folder(config: Mapping[str, Any]) -> Path:
@@ -66,10 +83,9 @@ def make_net(config: Mapping[str, Any], data: Data, device: torch.device) -> Sup
         UserError: if the source of the weights is missing or does not fit the data or the space.
     """
     settings: TrainSettings = construct(config["train"], "train")
-    inherit = config["arch"] is not None and config["init"] == "supernet"
     source = None
-    if inherit or config["init_from"]:
-        path = Path(config["init_from"] or newest_finished(Path(config["runs_dir"]) / "train"))
+    if config["init_from"]:
+        path = Path(config["init_from"])
         run = open_run(path, torch.device("cpu"))
         source = run.net
         _check_fits(source, data, path)

@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from supernet import checkpoint
-from supernet.build import make_data, pick_device
+from supernet.build import make_data, open_run, pick_device
 from supernet.construct import construct
 from supernet.data import Batch, Data, Mix
-from supernet.describe import describe, dry_run
+from supernet.data.base import check_split
+from supernet.describe import describe, dry_run, rehearsal
 from supernet.ema import averaged
 from supernet.errors import UserError
 from supernet.export import export_alone
@@ -30,7 +31,7 @@ from supernet.optim import parameter_groups
 from supernet.plots import curves
 from supernet.runs import CHECKPOINT, RESULTS, environment, write_json
 from supernet.settings import TrainSettings, check_top_level
-from supernet.setup import make_net, new_folder, resumed_config
+from supernet.setup import make_net, new_folder, resumed_config, with_defaults
 from supernet.step import accumulate, update
 
 BEST = "best.pt"
@@ -45,14 +46,18 @@ def main(config: dict[str, Any]) -> float:
         config, folder = resumed_config(config)
     device = pick_device(config["device"])
     data = make_data(config, device)
-    net = make_net(config, data, device)
-    if config["arch"] is not None:  # one subnet alone is a supernet of one
-        config = {**config, "sampler": {"_target_": "supernet.samplers.largest.Largest"}}
+    resume = folder is not None
+    if folder is None:
+        config = with_defaults(config)
+        net = make_net(config, data, device)
+    else:
+        net = open_run(folder, device).net
     if config["dry_run"]:
         dry_run(config, net, data)
         return 0.0
-    resume = folder is not None
-    folder = folder or new_folder(config)
+    if folder is None:
+        rehearsal(config, net, data)  # refuses what is wrong before there is a folder
+        folder = new_folder(config)
     with RunLog(folder, wandb={**config["logger"], "config": config}) as log:
         trainer = Trainer(config, net, data, folder, log)
         if resume:
@@ -85,6 +90,8 @@ class Trainer:
     def __init__(self, config: dict[str, Any], net: Supernet, data: Data, folder: Path, log: RunLog) -> None:
         self.config, self.net, self.data, self.folder, self.log = config, net, data, folder, log
         self.settings: TrainSettings = construct(config["train"], "train")
+        if self.settings.channels_last:
+            net.to(memory_format=torch.channels_last)
         self.seed: int = config["seed"]
         self.sampler = construct(config["sampler"], "sampler", space=net.space, seed=self.seed)
         self.distill = construct(config["distill"], "distill")
@@ -95,13 +102,15 @@ class Trainer:
         self.base_lr = float(config["optim"]["lr"])
         self.mix = Mix(data.info.num_classes, self.settings.mixup, self.settings.cutmix)
         self.ema = averaged(net, self.settings.ema_decay) if self.settings.ema_decay else None
+        self.splits = ("val", "test") if self.settings.test else ("val",)
+        for split in self.splits:
+            check_split(split, data.sizes)  # not after hours of training
         self.archs = watched(net.space, self.settings.eval_random)
         self.meter = LossMeter()
         self.step, self.best = 0, -1.0
+        self.seconds, self._started = 0.0, time.perf_counter()  # spent before and since the last restart
         self.steps_per_epoch = data.steps_per_epoch()
         self.total_steps = self.settings.epochs * self.steps_per_epoch
-        if self.settings.channels_last:
-            net.to(memory_format=torch.channels_last)
 
     @property
     def scored_net(self) -> Supernet:
@@ -137,11 +146,14 @@ class Trainer:
 
     def save(self) -> None:
         """Write the state from which `restore` continues bit for bit."""
+        self._refuse_divergence()
+        checkpoint.save(self.folder / CHECKPOINT, self._state())
+
+    def _refuse_divergence(self) -> None:
         self._log_losses()
         finite = torch.stack([parameter.isfinite().all() for parameter in self.net.parameters()])
         if not finite.all():
             raise UserError(not_finite("a weight", self.step))
-        checkpoint.save(self.folder / CHECKPOINT, self._state())
 
     def restore(self) -> None:
         """Continue from the folder's checkpoint.
@@ -156,7 +168,7 @@ class Trainer:
             if self.ema is not None:
                 self.ema.module.load_state_dict(state["ema"])
                 self.ema.n_averaged.fill_(state["step"])
-            self.step, self.best = state["step"], state["best"]
+            self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[-1].strip()
             raise UserError(f"{self.folder / CHECKPOINT} does not fit this run's configuration: {reason}") from None
@@ -210,6 +222,7 @@ class Trainer:
         return means
 
     def _evaluate(self, epoch: int) -> None:
+        self._refuse_divergence()
         settings = self.settings
         values = scores(
             self.scored_net, self.archs, self.data, ("val",), settings.calibration_images, settings.eval_images
@@ -235,10 +248,11 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "best": self.best,
+            "seconds": self.seconds + time.perf_counter() - self._started,
         }
 
     def _finish(self) -> dict[str, Any]:
-        splits = ("val", "test") if self.settings.test else ("val",)
+        splits = self.splits
         values = scores(self.scored_net, self.archs, self.data, splits, self.settings.calibration_images)
         rows, subnets = [], {}
         for name, arch in self.archs.items():
@@ -251,6 +265,7 @@ class Trainer:
         self.log.table("inherited weights, calibrated", columns, rows)
         results = {
             "steps": self.step,
+            "seconds": round(self.seconds + time.perf_counter() - self._started, 1),
             "subnets": subnets,
             "splits": dict(self.data.sizes),
             "calibration_images": self.settings.calibration_images,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +96,12 @@ def archs() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def net() -> Iterator[supernet.Supernet]:
+def net() -> supernet.Supernet:
     """The supernet in fp64, with running statistics, under the tame fill."""
     network = supernet.build("alphanet").double()
     track_statistics(network.net)
     fill(network, tame=True)
-    yield network
+    return network
 
 
 def arch_of(net: supernet.Supernet, archs: dict[str, Any], name: str) -> Arch:
@@ -176,7 +175,9 @@ def test_gradients_of_the_largest_subnet(net: supernet.Supernet, golden: dict[st
     net.zero_grad()
 
 
-def test_eval_logits_under_the_untamed_fill(golden: dict[str, Any], archs: dict[str, Any], net: supernet.Supernet) -> None:
+def test_eval_logits_under_the_untamed_fill(
+    golden: dict[str, Any], archs: dict[str, Any], net: supernet.Supernet
+) -> None:
     fill(net, tame=False)
     try:
         arch = arch_of(net, archs, "min")

@@ -248,16 +248,16 @@ def test_bad_json_names_the_entry(space: Space) -> None:
 def test_archs_of_other_spaces_are_refused() -> None:
     small, large = SPACES["tiny_stage"], SPACES["alphanet"]
     for call in (small.encode, small.plan):
-        with pytest.raises(ValueError, match="does not belong|not one of"):
+        with pytest.raises(ValueError, match="does not belong"):
             call(large.largest())
-        with pytest.raises(ValueError, match="does not belong|not one of"):
+        with pytest.raises(ValueError, match="does not belong"):
             call(SPACES["tiny_block"].largest())
     same_shape = space_of("tiny_stage").from_json(small.largest().to_json())
     assert small.encode(same_shape)
     other = supernet.build("bignas", num_classes=10).space
-    with pytest.raises(ValueError, match="does not belong|not one of"):
+    with pytest.raises(ValueError, match="does not belong"):
         large.encode(other.largest())
-    with pytest.raises(ValueError, match="does not belong|not one of"):
+    with pytest.raises(ValueError, match="does not belong"):
         large.plan(other.largest())
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import tiny_space
 from tiny_run import assert_same, command, only_run, start, state_of, tiny_config
 
 from supernet import checkpoint, load_subnet, trainer
@@ -19,9 +20,11 @@ from supernet.data.memory import MemoryData
 from supernet.errors import UserError
 from supernet.evaluate import evaluate
 from supernet.log import read_metrics
+from supernet.meter import LossMeter
 from supernet.net import Supernet
 from supernet.runs import read_json
-from supernet.setup import make_net
+from supernet.samplers.base import Slot
+from supernet.setup import make_net, with_defaults
 from supernet.trainer import main
 
 CPU = torch.device("cpu")
@@ -167,7 +170,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Pat
 
 
 def test_training_learns(tmp_path: Path, no_plot: None) -> None:
-    """Every watched subnet of a net of 3,000 weights knows most digits after 15 seconds' worth of steps."""
+    """Every watched subnet of a net of 3,000 weights knows most digits after 12 epochs."""
     long = ("train.epochs=12", "train.batch_size=64", "train.eval_every=12", "optim.lr=0.2")
     main(tiny_config(tmp_path, *long))
     results = read_json(only_run(tmp_path) / "results.json")["subnets"]
@@ -191,9 +194,9 @@ def test_a_subnet_starts_with_exactly_the_supernet_s_slices(finished: Path, root
 
 
 def test_without_a_source_the_newest_finished_run_is_taken(finished: Path, root: Path) -> None:
-    configs = [tiny_config(root, "arch=largest", given) for given in ("init=supernet", f"init_from={finished}")]
-    nets = [make_net(config, make_data(config, CPU), CPU) for config in configs]
-    assert_same(dict(nets[0].state_dict()), dict(nets[1].state_dict()))
+    assert with_defaults(tiny_config(root, "arch=largest"))["init_from"] == str(finished)
+    assert with_defaults(tiny_config(root, "arch=largest", "init=scratch"))["init_from"] is None
+    assert with_defaults(tiny_config(root))["init_from"] is None
 
 
 def test_from_scratch_needs_no_run_and_depends_on_the_seed(tmp_path: Path) -> None:
@@ -285,3 +288,39 @@ def test_a_diverging_run_ends_in_one_line_with_a_checkpoint_that_is_good(tmp_pat
     for file in run.glob("*.pt"):
         state = checkpoint.load(file)
         assert all(torch.isfinite(value).all() for value in state["model"].values()), file.name
+
+
+@pytest.mark.parametrize("at", [6, 4])
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """The loss of a step may be finite when its update is not; step 4 ends an epoch, before the first evaluation."""
+    take_step = trainer.Trainer.train_step
+
+    def overflows(self: trainer.Trainer, batch: Any) -> Any:
+        values = take_step(self, batch)
+        if self.step == at:
+            with torch.no_grad():
+                next(self.net.parameters()).view(-1)[3] = math.inf
+        return values
+
+    monkeypatch.setattr(trainer.Trainer, "train_step", overflows)
+    with pytest.raises(UserError, match=rf"before step {at}: lower optim\.lr"):
+        main(tiny_config(tmp_path, "train.save_every=1", "train.eval_every=1"))
+    run = only_run(tmp_path)
+    assert state_of(run)["step"] == at - 1
+    for file in run.glob("*.pt"):
+        assert all(value.isfinite().all() for value in checkpoint.load(file)["model"].values())
+    assert (run / "best.pt").exists() == (at == 6)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_reported_with_its_role(bad: float) -> None:
+    meter = LossMeter()
+    arch = tiny_space().largest()
+    slots = [Slot(arch, "largest"), Slot(arch, "random"), Slot(arch, "random")]
+    meter.add(slots, [torch.tensor(value) for value in (1.0, 2.0, 4.0)])
+    meter.add(slots, [torch.tensor(value) for value in (3.0, 2.0, 4.0)])
+    assert meter.read(2) == {"loss/largest": 2.0, "loss/random": 3.0}
+    assert meter.read(2) == {}
+    meter.add(slots, [torch.tensor(value) for value in (1.0, bad, 4.0)])
+    with pytest.raises(UserError, match="loss/random became NaN or infinite before step 3"):
+        meter.read(3)

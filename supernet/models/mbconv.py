@@ -40,6 +40,13 @@ class SqueezeExciteRule:
     act: str = "relu"
     gate: str = "hsigmoid"
 
+    def __post_init__(self) -> None:
+        if isinstance(self.ratio, bool) or not isinstance(self.ratio, int | float) or self.ratio <= 0:
+            raise ValueError(f"se.ratio={self.ratio!r}: give a positive number such as 0.25")
+        for key, value in (("act", self.act), ("gate", self.gate)):
+            if value not in ACTIVATIONS:
+                raise ValueError(f"se.{key}={value!r}: choose one of {list(ACTIVATIONS)}")
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -108,6 +115,7 @@ def space(
         num_classes=num_classes,
         in_channels=in_channels,
     )
+    _check(builder)
     genes = _genes(tuple(resolution), builder, choose)
     return Space(name, genes, builder.units(genes), MBConvNet, config)
 
@@ -284,13 +292,39 @@ def _stage(data: Mapping[str, Any], index: int) -> Stage:
     )
     options = {key: _options(f"{where}.{key}", entries[key]) for key in ("width", "depth", "kernel", "expand")}
     for key in ("width", "depth", "kernel"):
-        if any(not isinstance(value, int) for value in options[key]):
-            raise ValueError(f"{where}.{key}: whole numbers only, got {list(options[key])}")
-    if any(k % 2 == 0 for k in options["kernel"]):
-        raise ValueError(f"{where}.kernel: kernels must be odd, got {list(options['kernel'])}")
+        _whole(f"{where}.{key}", options[key], odd=key == "kernel")
+    _whole(f"{where}.stride", (entries["stride"],))
     se = entries["se"]
-    rule = SqueezeExciteRule(**(se if isinstance(se, Mapping) else {})) if se else None
+    if not isinstance(se, bool | Mapping):
+        raise ValueError(f"{where}.se={se!r}: give true, false, or a mapping of ratio, act and gate")
+    rule = SqueezeExciteRule(**(se if isinstance(se, Mapping) else {})) if se is not False else None
     return Stage(**options, stride=entries["stride"], act=entries["act"], se=rule)  # type: ignore[arg-type]
+
+
+def _check(builder: _Builder) -> None:
+    """Refuse single values that no network can be built from; `ValueError` names the entry."""
+    for part, entries in (("stem", builder.stem), ("head", builder.head)):
+        _whole(f"{part}.width", _options(f"{part}.width", entries["width"]))
+    _whole("stem.kernel", (builder.stem["kernel"],), odd=True)
+    _whole("stem.stride", (builder.stem["stride"],))
+    if builder.head["expand"] is not None:
+        _whole("head.expand", (builder.head["expand"],))
+    _whole("num_classes", (builder.num_classes,))
+    _whole("in_channels", (builder.in_channels,))
+    if builder.norm_eps <= 0:
+        raise ValueError(f"norm_eps={builder.norm_eps}: must be positive")
+    if builder.drop_path_stages < 0:
+        raise ValueError(f"drop_path_stages={builder.drop_path_stages}: must not be negative")
+    for i, stage in enumerate(builder.stages):
+        if builder.shortcut == "always" and stage.stride > 2:
+            raise ValueError(f"stages[{i}].stride={stage.stride}: with shortcut=always strides are 1 or 2")
+
+
+def _whole(where: str, values: Sequence[Any], odd: bool = False) -> None:
+    if any(type(value) is not int or value < 1 for value in values):
+        raise ValueError(f"{where}: whole numbers of at least 1 only, got {list(values)}")
+    if odd and any(value % 2 == 0 for value in values):
+        raise ValueError(f"{where}: kernels must be odd, got {list(values)}")
 
 
 def _entries(data: Mapping[str, Any], where: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
