@@ -108,6 +108,8 @@ def open_run(path: Path, device: torch.device) -> OpenedRun:
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"checkpoint {file} does not fit its own space: {reason}") from None
+    if state["config"]["train"].get("channels_last", False):
+        net.to(memory_format=torch.channels_last)
     return OpenedRun(net.to(device), state["config"], file.parent, state["step"])
 
 

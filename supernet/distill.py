@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def at_least_fp32(logits: Tensor) -> Tensor:
+    """Losses are computed in fp32, also under autocast; fp64 stays as it is."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 class DistillLoss(Protocol):
@@ -28,8 +34,8 @@ class SoftCrossEntropy:
         self.temperature = temperature
 
     def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-        p = F.softmax(teacher.float() / self.temperature, dim=1)
-        log_q = F.log_softmax(student.float() / self.temperature, dim=1)
+        p = F.softmax(at_least_fp32(teacher) / self.temperature, dim=1)
+        log_q = F.log_softmax(at_least_fp32(student) / self.temperature, dim=1)
         return -(p * log_q).sum(1) * self.temperature**2
 
 
@@ -37,4 +43,4 @@ class HardLabels:
     """No distillation: every subnet learns from the labels, without smoothing."""
 
     def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(student.float(), targets, reduction="none")
+        return F.cross_entropy(at_least_fp32(student), targets, reduction="none")

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from supernet.calibrate import calibrate
+from supernet.distill import at_least_fp32
 from supernet.net import Supernet
 from supernet.space import Arch
 
@@ -40,7 +41,7 @@ def evaluate(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> Metr
     correct, loss = torch.zeros((), device=device), torch.zeros((), device=device)
     count = 0
     for images, targets in batches:  # sums stay on the device: one synchronisation at the end
-        logits = model(images).float()
+        logits = at_least_fp32(model(images))
         correct += (logits.argmax(1) == targets).sum()
         loss += F.cross_entropy(logits, targets, reduction="sum")
         count += len(targets)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,9 @@ def export(
     provenance: Mapping[str, Any],
     formats: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Write a calibrated subnet to `folder`, read it back, and compare it on real `images` [B, C, S, S].
+    """Write a calibrated subnet, read it back, and compare it on real `images` [B, C, S, S].
+
+    Only a folder that passed appears under the name `folder`, in place of one that was there.
 
     Always written: `arch.json`, `config.json`, `model.safetensors`. On request: `model.pt2` (torch.export) and
     `model.onnx`. Returns the largest absolute logit differences, by what was compared.
@@ -67,16 +70,20 @@ def export(
         "provenance": dict(provenance),
     }
     images = resize(images, plan.resolution)
-    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial")  # becomes `folder` once everything has been checked
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     weights = {key: value.detach().cpu().contiguous() for key, value in subnet.state_dict().items()}
-    save_file(weights, folder / "model.safetensors")
-    (folder / "arch.json").write_text(json.dumps(arch.to_json(), indent=2) + "\n")
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    reloaded = load_subnet(folder).to(images.device)
+    save_file(weights, partial / "model.safetensors")
+    (partial / "arch.json").write_text(json.dumps(arch.to_json(), indent=2) + "\n")
+    (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    reloaded = load_subnet(partial).to(images.device)
     reloaded.to(memory_format=memory_format(net))
     differences = _verify(reloaded, subnet, arch, net, images)
     for name in formats:
-        differences[name] = _WRITERS[name](subnet, folder / f"model.{name}", images)
+        differences[name] = _WRITERS[name](subnet, partial / f"model.{name}", images)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
     return differences
 
 

@@ -23,7 +23,8 @@ def initialise(net: Supernet, seed: int, conv: Literal["fan_out", "torch"], zero
             (MobileNetV2 and descendants); "torch": PyTorch's defaults (AttentiveNAS, AlphaNet).
         zero_gamma: which blocks start with a zero scale in their last norm: those that have an identity
             shortcut at the largest widths (BigNAS), all (AlphaNet), or none. A zeroed block with an identity
-            shortcut returns its input, so the deepest network starts as easy to train as the shallowest.
+            shortcut returns its input, so the deepest network starts as easy to train as the shallowest. Blocks
+            that lack a shortcut in some subnet are left alone: that subnet would see nothing but zeros.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -38,11 +39,15 @@ def initialise(net: Supernet, seed: int, conv: Literal["fan_out", "torch"], zero
             elif conv == "fan_out" and isinstance(module, nn.Linear):
                 module.weight.normal_(0.0, 0.01)
                 module.bias.zero_()
+    if zero_gamma == "none":
+        return
+    blocks = {name: module for name, module in net.net.named_modules() if isinstance(module, MBConv)}
     largest = net.space.plan(net.space.largest())
-    for name, block in net.net.named_modules():
-        if isinstance(block, MBConv) and zero_gamma != "none":
-            spec = largest.get(name)
-            identity = spec is not None and spec.shortcut is not None and spec.shortcut.identity
-            assert block.project.norm is not None
-            if zero_gamma == "all" or identity:
-                block.project.norm.weight.zero_()
+    for position, unit in enumerate(net.space.units):
+        if unit.name in blocks:
+            around = largest[unit.name].shortcut
+            always = all(spec.shortcut for _, spec in net.space.specs(position) if spec is not None)
+            norm = blocks[unit.name].project.norm
+            assert norm is not None
+            if zero_gamma == "all" or (around is not None and around.identity and always):
+                norm.weight.zero_()

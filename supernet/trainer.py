@@ -18,6 +18,7 @@ from supernet.construct import construct
 from supernet.data import Batch, Data, Mix
 from supernet.data.base import check_split
 from supernet.describe import describe, dry_run, rehearsal
+from supernet.distill import at_least_fp32
 from supernet.ema import averaged
 from supernet.errors import UserError
 from supernet.export import export_alone
@@ -209,7 +210,7 @@ class Trainer:
         return self._log_losses() if self.step % settings.log_every == 0 else {}
 
     def _label_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(logits.float(), targets, label_smoothing=self.settings.label_smoothing)
+        return F.cross_entropy(at_least_fp32(logits), targets, label_smoothing=self.settings.label_smoothing)
 
     def _lr(self, step: int) -> float:
         return self.base_lr * self.schedule(step, self.steps_per_epoch, self.total_steps)

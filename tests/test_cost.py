@@ -12,6 +12,7 @@ import torch
 from nets import NAMED, TINY, all_codes, archs, random_codes, space_of
 from torch.utils.flop_counter import FlopCounterMode
 
+import supernet
 from supernet import cost
 from supernet.space import Space
 from supernet.specs import ConvSpec, make_divisible, union
@@ -19,6 +20,13 @@ from supernet.specs import ConvSpec, make_divisible, union
 SPACES = {name: space_of(name) for name in [*NAMED, *TINY]}
 GOLDEN = json.loads((Path(__file__).parent / "data" / "alphanet_archs.json").read_text())
 all_spaces = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES.keys())
+
+
+@pytest.fixture(scope="module")
+def alphanet() -> Space:
+    """At the original's 1,000 classes."""
+    with torch.device("meta"):
+        return supernet.build("alphanet", num_classes=1000).space
 
 
 @all_spaces
@@ -96,27 +104,20 @@ def test_batch_refuses_bad_genes(space: Space) -> None:
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_published_alphanet_models(name: str) -> None:
+def test_published_alphanet_models(alphanet: Space, name: str) -> None:
     """The integers of the original code at 1,000 classes; parameters that a forward pass uses."""
-    space = _alphanet()
+    space = alphanet
     plan = space.plan(space.from_json(GOLDEN[name]["arch"]))
     assert (plan.macs, plan.params) == (GOLDEN[name]["macs"], GOLDEN[name]["params"])
 
 
-def test_alphanet_supernet_is_the_original_without_its_unused_shortcuts() -> None:
+def test_alphanet_supernet_is_the_original_without_its_unused_shortcuts(alphanet: Space) -> None:
     """23,934,704 parameters, of which 530,048 sit in 30 convs that no subnet can use."""
-    space = _alphanet()
+    space = alphanet
     module: Any
     with torch.device("meta"):
         module = space.module(space.widest)
     assert sum(p.numel() for p in module.parameters()) == space.widest.params == 23_934_704 - 530_048
-
-
-def _alphanet() -> Space:
-    import supernet
-
-    with torch.device("meta"):
-        return supernet.build("alphanet", num_classes=1000).space
 
 
 def test_conv_by_hand() -> None:

@@ -135,3 +135,13 @@ def test_every_block_still_gets_a_gradient() -> None:
     net(images(4, 28)).logsumexp(1).sum().backward()
     for name, block in blocks(net).items():
         assert block.project.norm.weight.grad.abs().sum() > 0, name
+
+
+def test_no_subnet_starts_with_zeros_only() -> None:
+    """Between widths that can differ, some subnet has no shortcut: its block must not be zeroed."""
+    stages = [{"width": [8, 12], "depth": [1], "kernel": [3], "expand": [2], "stride": 1}]
+    net = Supernet(tiny_space(stem={"width": [8, 12], "stride": 1}, stages=stages))
+    initialise(net, 0, "fan_out", "identity")
+    for arch in archs(net.space, 8):
+        logits = net(images(3, net.space.resolution(arch)), arch)
+        assert not torch.equal(logits[0], logits[1])

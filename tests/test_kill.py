@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_run import assert_same_training, command, only_run, start, state_of, tiny_config
 
 from supernet.trainer import main
@@ -60,6 +62,15 @@ def counted(path, write, original=runs.write_atomic):
 checkpoint.write_atomic = counted
 entry("train", "supernet.trainer:main")
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Layers this small only lose by sharing their work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

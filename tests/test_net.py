@@ -223,6 +223,18 @@ def test_drop_path_rates_of_alphanet(alphanet: Supernet) -> None:
     assert rates[27:] == pytest.approx([0.2 * i / 37 for i in range(27, 37)])
 
 
+@torch.no_grad()
+def test_blocks_without_an_identity_shortcut_are_never_dropped(alphanet: Supernet) -> None:
+    plan = alphanet.space.plan(alphanet.space.largest())
+    stage: Any = alphanet.net.stages[5]  # type: ignore[index]
+    for index, channels, dropped in ((0, 128, False), (1, 216, True)):
+        block, spec, x = stage[index].train(), plan[f"stages.5.{index}"], images(8, 4, channels=channels)
+        assert spec.drop_path > 0.7
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            assert torch.equal(block(x, spec, 0.9), block(x, spec)) != dropped
+
+
 def test_rates_act_in_training_only() -> None:
     net = Supernet(tiny_space(drop_path_stages=2))
     arch, x = net.space.largest(), images(8, 12)
@@ -262,6 +274,13 @@ def test_calibration_leaves_the_supernet_alone() -> None:
     first = subnet(x[:1])
     torch.testing.assert_close(first, subnet(x)[:1])  # statistics are fixed: images do not see each other
     assert not torch.equal(net(x[:2], arch)[:1], net(x, arch)[:1])  # inside the supernet they do
+
+
+def test_only_norms_are_in_training_mode_meanwhile() -> None:
+    """Dropout of a fine-tuned network must not disturb its statistics."""
+    x = images(4, 5)
+    model: Any = calibrate(nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(3)), [x])
+    torch.testing.assert_close(model[1].running_mean, x.mean((0, 2, 3)))
 
 
 def test_calibration_needs_images() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,15 @@ from supernet.trainer import main
 CPU = torch.device("cpu")
 FILES = {"config.json", "environment.json", "splits.json", "metrics.jsonl", "metrics.csv", "log.txt"}
 FILES |= {"checkpoint.pt", "best.pt", "results.json", "curves.png"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Layers this small only lose by sharing their work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
