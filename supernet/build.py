@@ -67,7 +67,8 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={name}: not available here ({str(error).splitlines()[0]}); try device=cpu") from None
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise UserError(f"device={name}: not available here ({reason}); try device=cpu") from None
     return device
 
 

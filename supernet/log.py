@@ -112,8 +112,11 @@ class RunLog:
         self._open_metrics([row for row in read_metrics(self.folder / METRICS) if row["step"] <= step])
 
     @contextmanager
-    def progress(self, total: int, label: str) -> Iterator[Progress]:
-        """Show how far a loop of `total` counts is: a bar on a terminal, now and then a line elsewhere."""
+    def progress(self, total: int, label: str, done: int = 0) -> Iterator[Progress]:
+        """Show how far a loop of `total` counts is: a bar on a terminal, now and then a line elsewhere.
+
+        `done` counts were made before and do not enter the rate.
+        """
         if self.quiet:
             yield _NoProgress()
         elif self._console.is_terminal:
@@ -121,7 +124,7 @@ class RunLog:
                 self._bars = _rich_bars(self._console)
                 self._bars.start()
             bars = self._bars
-            task = bars.add_task(label, total=total, fields="")
+            task = bars.add_task(label, total=total, completed=done, fields="")
             try:
                 yield _Bar(bars, task)
             finally:
@@ -130,7 +133,7 @@ class RunLog:
                     bars.stop()  # leaves the finished bar on the screen
                 bars.remove_task(task)
         else:
-            lines = _Lines(total, label)
+            lines = _Lines(total, label, done)
             try:
                 yield lines
             finally:
@@ -220,9 +223,9 @@ class _Bar:
 
 
 class _Lines:
-    def __init__(self, total: int, label: str) -> None:
-        self.total, self.label = total, label
-        self.done, self.fields = 0, dict[str, Any]()
+    def __init__(self, total: int, label: str, done: int) -> None:
+        self.total, self.label, self.before = total, label, done
+        self.done, self.fields = done, dict[str, Any]()
         self.started = self.shown = time.monotonic()
 
     def advance(self, n: int = 1, **fields: Any) -> None:
@@ -236,8 +239,8 @@ class _Lines:
         """Print `label done/total, rate, time left, fields`."""
         self.shown = time.monotonic()
         seconds = max(self.shown - self.started, 1e-9)
-        rate = self.done / seconds
-        if self.done < self.total and self.done:
+        rate = (self.done - self.before) / seconds
+        if self.done < self.total and rate:
             clock = f"ETA {_clock((self.total - self.done) / rate)}"
         else:
             clock = f"in {_clock(seconds)}"

@@ -1,4 +1,4 @@
-"""What a training run starts from: its folder, its data, and a network with initial weights."""
+"""What a new training run starts from: its folder, and a network with initial weights."""
 
 from __future__ import annotations
 
@@ -14,42 +14,12 @@ from supernet.construct import construct
 from supernet.errors import UserError
 from supernet.init import initialise
 from supernet.net import Supernet
-from supernet.runs import CHECKPOINT, RESULTS, new_run, newest_finished, read_json
+from supernet.runs import new_run, newest_finished
 from supernet.settings import TrainSettings
 from supernet.slicing import copy_slices
 
 if TYPE_CHECKING:
     from supernet.data import Data
-
-# What may be given beside `resume`: everything else comes from the run's own configuration.
-WITH_RESUME = ("resume", "device", "dry_run", "logger", "runs_dir")
-
-
-def resumed_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
-    """The stored configuration and the folder of the run that `resume` names.
-
-    `resume=auto` is the newest unfinished run under `runs_dir`.
-
-    Raises:
-        UserError: if there is nothing to resume, or the run is finished.
-    """
-    root = Path(config["runs_dir"])
-    if config["resume"] == "auto":
-        checkpoints = [file for kind in ("train", "subnet") for file in (root / kind).glob(f"*/{CHECKPOINT}")]
-        unfinished = [file for file in checkpoints if not (file.parent / RESULTS).exists()]
-        if not unfinished:
-            raise UserError(f"resume=auto: no unfinished run under {root}; start one without resume")
-        folder = max(unfinished, key=lambda file: file.stat().st_mtime_ns).parent
-    else:
-        folder = Path(config["resume"])
-    if not (folder / "config.json").is_file():
-        raise UserError(f"resume={folder}: no run is there (config.json is missing)")
-    if (folder / RESULTS).exists():
-        raise UserError(f"resume={folder}: this run is finished; start from its weights with init_from={folder}")
-    if not (folder / CHECKPOINT).is_file():
-        raise UserError(f"resume={folder}: the run was stopped before its first checkpoint; start it again")
-    stored = read_json(folder / "config.json")
-    return {**stored, **{key: config[key] for key in WITH_RESUME}}, folder
 
 
 def with_defaults(config: dict[str, Any]) -> dict[str, Any]:

@@ -30,9 +30,10 @@ from supernet.monitor import scores, watched
 from supernet.net import Supernet
 from supernet.optim import parameter_groups
 from supernet.plots import curves
+from supernet.resume import check_same_splits, resumed_config
 from supernet.runs import CHECKPOINT, RESULTS, environment, write_json
 from supernet.settings import TrainSettings, check_top_level
-from supernet.setup import make_net, new_folder, resumed_config, with_defaults
+from supernet.setup import make_net, new_folder, with_defaults
 from supernet.step import accumulate, update
 
 BEST = "best.pt"
@@ -52,6 +53,7 @@ def main(config: dict[str, Any]) -> float:
         config = with_defaults(config)
         net = make_net(config, data, device)
     else:
+        check_same_splits(folder, data)
         net = open_run(folder, device).net
     if config["dry_run"]:
         dry_run(config, net, data)
@@ -63,17 +65,21 @@ def main(config: dict[str, Any]) -> float:
         trainer = Trainer(config, net, data, folder, log)
         if resume:
             trainer.restore()
+            write_json(folder / f"environment-{trainer.step}.json", environment())
         else:
             write_json(folder / "config.json", config)
             write_json(folder / "environment.json", environment())
             write_json(folder / "splits.json", data.split_record())
             log.say(f"run folder {folder}, device {device}")
+            if config["init_from"]:
+                log.say(f"initial weights from {config['init_from']}")
         log.say(describe(net, data))
         results = trainer.run()
+        if config["arch"] is not None:
+            log.say(f"exported to {export_alone(trainer.scored_net, data, folder, results)}")
+        write_json(folder / RESULTS, results)  # last: a run that has it is finished
         if config["arch"] is None:
             log.say(f"next: python search.py checkpoint={folder}")
-        else:
-            log.say(f"exported to {export_alone(trainer.scored_net, data, folder, results)}")
     return float(results["subnets"]["largest"]["top1"]["val"])
 
 
@@ -119,7 +125,7 @@ class Trainer:
         return self.net if self.ema is None else cast(Supernet, self.ema.module)
 
     def run(self) -> dict[str, Any]:
-        """Train to the end, evaluate, and write `results.json`; returns its content.
+        """Train to the end and evaluate; returns the content of `results.json`.
 
         Raises:
             KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is written.
@@ -127,8 +133,7 @@ class Trainer:
         """
         self.net.train()
         spe, every = self.steps_per_epoch, self.settings.save_every
-        with StopRequest() as stop, self.log.progress(self.total_steps, "training") as progress:
-            progress.advance(self.step)
+        with StopRequest() as stop, self.log.progress(self.total_steps, "training", self.step) as progress:
             for batch in self._batches():
                 values = self.train_step(batch)
                 progress.advance(1, **values)
@@ -274,7 +279,6 @@ class Trainer:
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
         curves(self.folder / "metrics.jsonl", self.folder / "curves.png")
-        write_json(self.folder / RESULTS, results)
         return results
 
 

@@ -1,0 +1,73 @@
+"""Which run `resume` means, and whether it can be continued with what is here now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from supernet.errors import UserError
+from supernet.runs import CHECKPOINT, RESULTS, plain, read_json
+
+if TYPE_CHECKING:
+    from supernet.data import Data
+
+# What may be given beside `resume`; everything else comes from the run's own configuration.
+ALLOWED = ("resume", "device", "dry_run", "logger", "runs_dir", "data.root")
+
+
+def resumed_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
+    """The stored configuration and the folder of the run that `resume` names.
+
+    `resume=auto` is the newest unfinished run under `runs_dir`.
+
+    Raises:
+        UserError: if there is nothing to resume, the run is finished, or other settings are asked for.
+    """
+    overrides = _typed_overrides()
+    for word in overrides:
+        key = word.split("=")[0].lstrip("+~")
+        if key not in ALLOWED and not key.startswith("logger."):
+            raise UserError(
+                f"{word}: a resumed run keeps its own settings (only {', '.join(ALLOWED[1:])} can be given); drop it, "
+                "or start a new run from these weights with init_from="
+            )
+    folder = _newest_unfinished(Path(config["runs_dir"])) if config["resume"] == "auto" else Path(config["resume"])
+    if not (folder / "config.json").is_file():
+        raise UserError(f"resume={folder}: no run is there (config.json is missing)")
+    if (folder / RESULTS).exists():
+        raise UserError(f"resume={folder}: this run is finished; start from its weights with init_from={folder}")
+    if not (folder / CHECKPOINT).is_file():
+        raise UserError(f"resume={folder}: the run was stopped before its first checkpoint; start it again")
+    stored = read_json(folder / "config.json")
+    resumed = {**stored, **{key: config[key] for key in ALLOWED if key in config}}
+    if any(word.startswith("data.root=") for word in overrides):
+        resumed["data"] = {**stored["data"], "root": config["data"]["root"]}
+    return resumed, folder
+
+
+def check_same_splits(folder: Path, data: Data) -> None:
+    """Refuse to continue on other images than the run began with.
+
+    Raises:
+        UserError: naming the splits that differ.
+    """
+    before, now = read_json(folder / "splits.json"), plain(data.split_record())
+    changed = [key for key in before if before[key] != now.get(key)]
+    if changed:
+        raise UserError(f"resume={folder}: the data has changed since the run began ({', '.join(changed)} differ)")
+
+
+def _newest_unfinished(root: Path) -> Path:
+    checkpoints = [file for kind in ("train", "subnet") for file in (root / kind).glob(f"*/{CHECKPOINT}")]
+    unfinished = [file for file in checkpoints if not (file.parent / RESULTS).exists()]
+    if not unfinished:
+        raise UserError(f"resume=auto: no unfinished run under {root}; start one without resume")
+    return max(unfinished, key=lambda file: file.stat().st_mtime_ns).parent
+
+
+def _typed_overrides() -> list[str]:
+    """What was typed on the command line; nothing where the program was called from Python."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
