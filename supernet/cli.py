@@ -122,9 +122,7 @@ def _user_line(error: Exception) -> str | None:
     if name == "OutOfMemoryError":
         advice = "lower train.batch_size or data.eval_batch_size, or take a smaller space"
         return f"the GPU's memory is full ({'. '.join(text[:2]).rstrip('.')}): {advice}"
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and NO_CPU_MEMORY.search(str(error))
-    ):
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_CPU_MEMORY.search(str(error))):
         return "the machine's memory is full: lower train.batch_size or data.eval_batch_size"
     return None
 
@@ -195,8 +193,7 @@ def _check_options(argv: list[str]) -> None:
         if name.startswith("-") and not any(option.startswith(name) for option in OPTIONS):
             key = name.lstrip("-").replace("-", "_")
             raise UserError(
-                f"unknown option {name!r}: settings have no dashes, as in {key}=<value> "
-                f"(all: {_command()} --help)"
+                f"unknown option {name!r}: settings have no dashes, as in {key}=<value> (all: {_command()} --help)"
             )
 
 

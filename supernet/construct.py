@@ -53,9 +53,7 @@ def construct(cfg: Mapping[str, Any], where: str, **kwargs: Any) -> Any:
     accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = {name: p for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     if not accepts_any and (strange := [name for name in kwargs if name not in named]):
-        raise TypeError(
-            f"{cfg['_target_']} takes no argument {strange[0]!r}, which code gives it for {where}"
-        )
+        raise TypeError(f"{cfg['_target_']} takes no argument {strange[0]!r}, which code gives it for {where}")
     values: dict[str, Any] = {}
     for name, value in cfg.items():
         if name in RESERVED or name in kwargs:

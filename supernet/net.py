@@ -32,9 +32,7 @@ class Supernet(nn.Module):
         self.space = space
         self.net = space.module(space.widest)
 
-    def forward(
-        self, x: Tensor, arch: Arch | None = None, dropout: float = 0.0, drop_path: float = 0.0
-    ) -> Tensor:
+    def forward(self, x: Tensor, arch: Arch | None = None, dropout: float = 0.0, drop_path: float = 0.0) -> Tensor:
         """Logits [B, classes] of subnet `arch` (None: the largest) for images [B, C, S, S].
 
         Resize the images to the subnet's resolution beforehand (`supernet.data.resize`). `dropout` and

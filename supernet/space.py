@@ -269,9 +269,7 @@ class Space:
 
     def only(self, arch: Arch) -> Space:
         """The space whose one subnet is `arch`: a supernet of it is that network alone."""
-        genes = [
-            replace(gene, options=(value,)) for gene, value in zip(self.genes, self._values(arch), strict=True)
-        ]
+        genes = [replace(gene, options=(value,)) for gene, value in zip(self.genes, self._values(arch), strict=True)]
         config = {"_target_": "supernet.space.restrict", "space": self.config, "arch": arch.to_json()}
         return Space(self.name, genes, self.units, self.module, config)
 

@@ -165,9 +165,7 @@ print(inside, last)
 
 
 def test_killed_writers_always_leave_a_whole_file(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", KILLS, str(tmp_path / "c.pt")], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", KILLS, str(tmp_path / "c.pt")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     inside, steps = map(int, done.stdout.split())
     assert inside > 0, "no kill fell inside a write: the test proves nothing"

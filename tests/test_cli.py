@@ -157,14 +157,9 @@ def test_failures_of_the_run(session: Session, monkeypatch: pytest.MonkeyPatch) 
     assert session.error(run=fail(UserError("train.epochs=-1:\n must be positive"))) == (
         "train.epochs=-1: must be positive"
     )
-    assert (
-        session.error(run=fail(OSError(28, "No space left on device", "x.pt")))
-        == "No space left on device: x.pt"
-    )
+    assert session.error(run=fail(OSError(28, "No space left on device", "x.pt"))) == "No space left on device: x.pt"
     assert session.error(run=fail(PermissionError(13, "Permission denied", "/r"))) == "Permission denied: /r"
-    assert "lower train.batch_size" in session.error(
-        run=fail(torch.OutOfMemoryError("CUDA out of memory. Tried"))
-    )
+    assert "lower train.batch_size" in session.error(run=fail(torch.OutOfMemoryError("CUDA out of memory. Tried")))
     assert "lower train.batch_size" in session.error(run=lambda cfg: torch.empty(10**16).item())
     assert session(run=fail(KeyboardInterrupt())) == 130
     assert session.err == ""
@@ -172,9 +167,7 @@ def test_failures_of_the_run(session: Session, monkeypatch: pytest.MonkeyPatch) 
     assert session.error(run=fail(UserError("x"))) == "x (rank 3)"
 
 
-@pytest.mark.parametrize(
-    "bug", [ValueError("a bug"), OSError(5, "a bug"), KeyError("a bug"), TypeError("a bug")]
-)
+@pytest.mark.parametrize("bug", [ValueError("a bug"), OSError(5, "a bug"), KeyError("a bug"), TypeError("a bug")])
 def test_bugs_keep_their_traceback(session: Session, bug: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     assert session(run=fail(bug)) == 1
     assert "Traceback" in session.err

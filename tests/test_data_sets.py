@@ -93,9 +93,7 @@ def test_fashion_mnist_of_debian() -> None:
 
 
 def test_fashion_mnist_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(
-        UserError, match=r"train-images-idx3-ubyte\.gz.*apt install dataset-fashion-mnist"
-    ) as e:
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz.*apt install dataset-fashion-mnist") as e:
         fashion_mnist.load(root=tmp_path, **COMMON)
     assert str(tmp_path / "FashionMNIST" / "raw") in str(e.value)
     monkeypatch.chdir(tmp_path)
@@ -179,9 +177,7 @@ def test_digits_bad_values(changes: dict[str, Any], key: str) -> None:
 
 
 def test_digits_config_loads_as_written() -> None:
-    root = OmegaConf.create(
-        {"train": {"batch_size": 32}, "seed": 3, "data": OmegaConf.load(CONFIGS / "digits.yaml")}
-    )
+    root = OmegaConf.create({"train": {"batch_size": 32}, "seed": 3, "data": OmegaConf.load(CONFIGS / "digits.yaml")})
     options: Any = OmegaConf.to_container(root, resolve=True)
     options["data"].pop("_target_")
     data = digits.load(**options["data"])

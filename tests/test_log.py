@@ -207,9 +207,7 @@ def test_wrong_logger_settings(fake_wandb: Any, tmp_path: Path, settings: Any, m
         RunLog(tmp_path, wandb=settings)
 
 
-def test_missing_or_broken_wandb_is_one_line(
-    fake_wandb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_or_broken_wandb_is_one_line(fake_wandb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(**arguments: Any) -> FakeRun:
         raise RuntimeError("no\nnet")
 

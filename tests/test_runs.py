@@ -54,9 +54,7 @@ def test_newest_finished_and_latest(tmp_path: Path) -> None:
 
 def test_json_round_trip_of_what_a_run_records(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
-    runs.write_json(
-        path, {"nan": math.nan, "t": torch.tensor(1.5), "n": np.float64(2), "p": Path("a"), "l": (1,)}
-    )
+    runs.write_json(path, {"nan": math.nan, "t": torch.tensor(1.5), "n": np.float64(2), "p": Path("a"), "l": (1,)})
     assert runs.read_json(path) == {"nan": None, "t": 1.5, "n": 2.0, "p": "a", "l": [1]}
     with pytest.raises(TypeError, match="object"):
         runs.write_json(path, {"x": object()})
@@ -74,9 +72,7 @@ def test_read_json_names_the_file(tmp_path: Path) -> None:
         runs.read_json(tmp_path / "binary.json")
 
 
-def test_failed_write_leaves_the_old_file_and_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.json"
     runs.write_json(path, [1])
 
@@ -92,9 +88,7 @@ def test_failed_write_leaves_the_old_file_and_no_other(
 
 def test_leftovers_of_dead_writers_only_are_removed(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
-    dead = subprocess.run(
-        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
-    )
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
     prefix = f".x.json.{runs.socket.gethostname()}."
     left = tmp_path / f"{prefix}{dead.stdout.strip()}.tmp"
     ours = tmp_path / f"{prefix}{os.getpid()}.tmp"

@@ -62,9 +62,7 @@ class Augment:
         if self.shift or self.flip:
             images = shift_flip(images, *self._draw_shift_flip(images, generator))
         if self.rotate or self.scale:
-            images = F.grid_sample(
-                images.to(torch.float32), self._draw_grid(images, generator), align_corners=False
-            )
+            images = F.grid_sample(images.to(torch.float32), self._draw_grid(images, generator), align_corners=False)
         images = normalise(images)
         if self.erase:
             images = images.masked_fill(self._draw_rectangle(images, generator), 0.0)
@@ -73,9 +71,7 @@ class Augment:
         return images
 
     def _draw_shift_flip(self, images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        offset = torch.randint(
-            -self.shift, self.shift + 1, (2, len(images)), generator=rng, device=images.device
-        )
+        offset = torch.randint(-self.shift, self.shift + 1, (2, len(images)), generator=rng, device=images.device)
         flip = torch.rand(len(images), generator=rng, device=images.device) < 0.5 * self.flip
         return offset[0], offset[1], flip
 
@@ -122,9 +118,9 @@ def shift_flip(images: Tensor, dy: Tensor, dx: Tensor, flip: Tensor) -> Tensor:
     rows = torch.arange(height, device=device) - dy.view(-1, 1)
     columns = torch.arange(width, device=device).expand(batch, width)
     columns = torch.where(flip.view(-1, 1), width - 1 - columns, columns) - dx.view(-1, 1)
-    inside = ((rows >= 0) & (rows < height)).view(batch, 1, height, 1) & (
-        (columns >= 0) & (columns < width)
-    ).view(batch, 1, 1, width)
+    inside = ((rows >= 0) & (rows < height)).view(batch, 1, height, 1) & ((columns >= 0) & (columns < width)).view(
+        batch, 1, 1, width
+    )
     moved = images[
         torch.arange(batch, device=device).view(-1, 1, 1, 1),
         torch.arange(channels, device=device).view(1, -1, 1, 1),

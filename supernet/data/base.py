@@ -61,9 +61,7 @@ class Data(Protocol):
         """Training batches of one epoch, from batch number `first_batch` on; a function of (seed, epoch)."""
         ...
 
-    def evaluation(
-        self, split: str, resolution: int, limit: int | None = None
-    ) -> Sequence[tuple[Tensor, Tensor]]:
+    def evaluation(self, split: str, resolution: int, limit: int | None = None) -> Sequence[tuple[Tensor, Tensor]]:
         """Batches (images `[B, C, R, R]`, targets `[B]`) of a split, without augmentation."""
         ...
 
@@ -133,9 +131,7 @@ def check_held_out(val: float, search: float, test: float = 0.0) -> None:
 def check_resolutions(value: object) -> tuple[int, ...]:
     """Return the input sides sorted and without repeats; UserError if empty or not positive integers."""
     if isinstance(value, str) or not isinstance(value, Sequence) or not value:
-        raise UserError(
-            f"data.resolution={value!r} is not valid: give a list of input sides in pixels, e.g. [24,28]"
-        )
+        raise UserError(f"data.resolution={value!r} is not valid: give a list of input sides in pixels, e.g. [24,28]")
     return tuple(sorted({check_int("data.resolution", side, minimum=1) for side in value}))
 
 

@@ -44,9 +44,7 @@ def find_splits(
     Raises UserError naming the folder that is missing, empty or does not match the others.
     """
     if not root.is_dir():
-        raise UserError(
-            f"data.root={root} is not a folder: give one that holds train/<class>/ or <class>/ folders"
-        )
+        raise UserError(f"data.root={root} is not a folder: give one that holds train/<class>/ or <class>/ folders")
     nested = (root / "train").is_dir()
     given = {part: part for part in ("val", "test") if nested and (root / part).is_dir()}
     if list(given) == ["val"]:
@@ -84,9 +82,7 @@ def _subfolders(folder: Path) -> tuple[str, ...]:
     except OSError as error:
         raise UserError(f"{folder} cannot be listed ({error.strerror}): check its permissions") from error
     if not names:
-        raise UserError(
-            f"{folder} holds no class folders: put the images of each class into {folder}/<class>/"
-        )
+        raise UserError(f"{folder} holds no class folders: put the images of each class into {folder}/<class>/")
     return tuple(names)
 
 

@@ -75,17 +75,13 @@ def load(
     check_fraction("data.test_fraction", test_fraction)
     check_held_out(val_fraction, search_fraction, test_fraction)
     check_int("data.size", size, minimum=1)
-    short_side = (
-        round(size * 256 / 224) if test_resize is None else check_int("data.test_resize", test_resize, size)
-    )
+    short_side = round(size * 256 / 224) if test_resize is None else check_int("data.test_resize", test_resize, size)
     _check_statistics(mean, std)
     if not isinstance(flip, bool):
         raise UserError(f"data.flip={flip!r} is not valid: give true or false")
     train_transform = _train_transform(size, crop_scale, flip, auto_augment)
     fractions = {"val": val_fraction, "search": search_fraction}
-    classes, splits, made = find_splits(
-        Path(root).expanduser(), fractions, test_fraction, settings.split_seed
-    )
+    classes, splits, made = find_splits(Path(root).expanduser(), fractions, test_fraction, settings.split_seed)
     info = DataInfo(
         name=name,
         num_classes=len(classes),
@@ -108,15 +104,11 @@ def load(
     )
 
 
-def _train_transform(
-    size: int, crop_scale: Sequence[float], flip: bool, auto_augment: str | None
-) -> Transform:
+def _train_transform(size: int, crop_scale: Sequence[float], flip: bool, auto_augment: str | None) -> Transform:
     from torchvision.transforms import InterpolationMode, v2
 
     if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
-        raise UserError(
-            f"data.crop_scale={list(crop_scale)} is not valid: give two shares of the area, e.g. [0.08,1]"
-        )
+        raise UserError(f"data.crop_scale={list(crop_scale)} is not valid: give two shares of the area, e.g. [0.08,1]")
     if auto_augment is not None and auto_augment not in AUTO_AUGMENT:
         choices = ", ".join(AUTO_AUGMENT)
         raise UserError(f"data.auto_augment={auto_augment!r} does not exist: choose null, {choices}")
@@ -136,6 +128,5 @@ def _test_transform(size: int, short_side: int) -> Transform:
 def _check_statistics(mean: Sequence[float], std: Sequence[float]) -> None:
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise UserError(
-            f"data.mean={list(mean)} and data.std={list(std)} are not valid: "
-            "give three numbers each, std above 0"
+            f"data.mean={list(mean)} and data.std={list(std)} are not valid: give three numbers each, std above 0"
         )

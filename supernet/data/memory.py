@@ -60,9 +60,7 @@ class MemoryData:
             raise UserError(f"the dataset {name} holds no images")
         self._settings = settings
         self._augment = augment or Augment()
-        self._index = _split(
-            targets, None if test_images is None else len(test_images), settings, test_fraction
-        )
+        self._index = _split(targets, None if test_images is None else len(test_images), settings, test_fraction)
         device = torch.device(settings.device)
         self._images, self._targets = {}, {}
         for split, index in self._index.items():
@@ -104,9 +102,7 @@ class MemoryData:
             rng = generator(seed, epoch, 1 + batch, device=images.device)
             yield Batch(self._augment(images[index], self._normalise, rng), targets[index], index)
 
-    def evaluation(
-        self, split: str, resolution: int, limit: int | None = None
-    ) -> Sequence[tuple[Tensor, Tensor]]:
+    def evaluation(self, split: str, resolution: int, limit: int | None = None) -> Sequence[tuple[Tensor, Tensor]]:
         """Batches (images `[B, C, R, R]`, targets `[B]`) without augmentation, resized once and then kept.
 
         `limit` takes the first images of the split, which are a random subset. Raises UserError for an
@@ -156,14 +152,10 @@ class MemoryData:
         return resize(self._normalise(images), side)
 
 
-def _split(
-    targets: Tensor, num_test: int | None, settings: Settings, test_fraction: float
-) -> dict[str, Tensor]:
+def _split(targets: Tensor, num_test: int | None, settings: Settings, test_fraction: float) -> dict[str, Tensor]:
     """Index lists of the four splits; those of a given test set count within it."""
     fractions = {"val": settings.val_fraction, "search": settings.search_fraction}
     if num_test is None:
         # The test set is held out first, so that it stays the same whatever the other shares are.
         return stratified(targets, {"test": test_fraction, **fractions}, settings.split_seed)
-    return stratified(targets, fractions, settings.split_seed) | {
-        "test": shuffled(num_test, settings.split_seed)
-    }
+    return stratified(targets, fractions, settings.split_seed) | {"test": shuffled(num_test, settings.split_seed)}

@@ -90,9 +90,7 @@ class StreamData:
         for images, targets, index in _batches_of(self._train_loader):
             yield Batch(self._normalise(self._send(images)), self._send(targets), self._send(index))
 
-    def evaluation(
-        self, split: str, resolution: int, limit: int | None = None
-    ) -> Sequence[tuple[Tensor, Tensor]]:
+    def evaluation(self, split: str, resolution: int, limit: int | None = None) -> Sequence[tuple[Tensor, Tensor]]:
         """Batches (images `[B, 3, R, R]`, targets `[B]`) of a split, resized when they are used.
 
         `limit` takes the first images of the split, which are a random subset. Raises UserError for an

@@ -138,9 +138,7 @@ class MBConvNet(nn.Module):
         self.stages = nn.ModuleList(nn.ModuleList(blocks[s]) for s in sorted(blocks))
         self.head = Head(plan["head"])
 
-    def forward(
-        self, x: Tensor, plan: Plan | None = None, dropout: float = 0.0, drop_path: float = 0.0
-    ) -> Tensor:
+    def forward(self, x: Tensor, plan: Plan | None = None, dropout: float = 0.0, drop_path: float = 0.0) -> Tensor:
         """Images [B, C, S, S] -> logits [B, classes]."""
         x = self.stem(x, plan["stem"] if plan else None)
         for s, stage in enumerate(self.stages):
