@@ -185,7 +185,7 @@ def _absolute(key: str, value: int | float | str, largest: int) -> float:
             raise ValueError
         text = str(value).strip().upper().replace("_", "")
         if text.endswith("%"):
-            parsed = float(text[:-1]) / 100
+            parsed = float(text[:-1]) / 100 * largest
         else:
             parsed = float(text[:-1]) * UNITS[text[-1]] if text[-1:] in UNITS else float(text)
     except ValueError:

@@ -43,18 +43,18 @@ def ship(job: Job, arch: Arch, scores: Mapping[str, Any], folder: Path) -> dict[
     """
     net, data, settings = job.run.net, job.data, job.settings
     resolution = net.space.resolution(arch)
-    subnet = calibrated_subnet(net, arch, data, settings.calibration_images)
+    subnet = calibrated_subnet(net, arch, data, job.calibration_images)
     metrics = dict(scores)
     if settings.test:
         metrics["test"] = evaluate(subnet, data.evaluation("test", resolution))._asdict()
     largest = net.space.plan(net.space.largest())
     price = costs(net.space, arch)
     provenance = {
-        "checkpoint": str(job.run.folder),
+        "checkpoint": str(job.run.source),
         "step": job.run.step,
         "search": str(folder),
         "seed": settings.seed,
-        "calibration_images": settings.calibration_images,
+        "calibration_images": job.calibration_images,
     }
     images = data.evaluation("val", resolution)[0][0][:COMPARED]
     differences = export(subnet, arch, net, folder / EXPORT, data.info, images, metrics, provenance, settings.formats)
@@ -71,4 +71,4 @@ def ship(job: Job, arch: Arch, scores: Mapping[str, Any], folder: Path) -> dict[
 
 def validate(job: Job, arch: Arch) -> Metrics:
     """Metrics of one subnet on the validation split."""
-    return evaluate_subnet(job.run.net, arch, job.data, "val", job.settings.calibration_images)
+    return evaluate_subnet(job.run.net, arch, job.data, "val", job.calibration_images)

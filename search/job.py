@@ -12,10 +12,10 @@ import torch
 
 from search.constraint import Budget, Constraint, number, range_of
 from search.settings import SearchSettings
-from supernet.build import OpenedRun, make_data, open_run, pick_device
+from supernet.build import OpenedRun, changed_splits, make_data, open_run, pick_device
 from supernet.construct import construct
 from supernet.errors import UserError
-from supernet.runs import RESULTS, newest_finished, read_json
+from supernet.runs import RESULTS, is_locked, newest_finished, read_json
 
 if TYPE_CHECKING:
     from supernet.data import Data
@@ -38,6 +38,11 @@ class Job:
         """The folder of all searches in the training run."""
         return self.run.folder / "search"
 
+    @property
+    def calibration_images(self) -> int:
+        """As asked for, else as the training run has it: scores are then those that the run reported."""
+        return self.settings.calibration_images or int(self.run.config["train"]["calibration_images"])
+
     def facts(self) -> list[str]:
         """Lines that tell the user what is searched, and what is reachable."""
         space = self.budget.space
@@ -46,7 +51,7 @@ class Job:
         newest = " (the newest finished training run)" if self.settings.checkpoint is None else ""
         reach = f"{ranges['macs']} MACs, {ranges['params']} params"
         return [
-            f"checkpoint: {self.run.folder}{newest}",
+            f"checkpoint: {self.run.source}{newest}",
             f"space {space.name!r}: {_count(space.size())} subnets, {reach}",
             f"budget: {self.budget.describe()}",
             f"images: {sizes['search']:,} to search on, {sizes['val']:,} to choose among the finalists, "
@@ -61,7 +66,7 @@ class Job:
             "algorithm": self.config["algorithm"],
             "constraint": {"macs": self.budget.macs, "params": self.budget.params},
             "seed": self.settings.seed,
-            "calibration_images": self.settings.calibration_images,
+            "calibration_images": self.calibration_images,
             "data": {key: value for key, value in self.settings.data_overrides.items() if key != "root"},
         }
 
@@ -75,7 +80,11 @@ class Job:
         if resume is None:
             return None
         if resume == "auto":
-            begun = [path for path in self.root.glob(f"*/{TRIALS}") if not (path.parent / RESULTS).exists()]
+            begun = [
+                path
+                for path in self.root.glob(f"*/{TRIALS}")
+                if not (path.parent / RESULTS).exists() and not is_locked(path.parent)
+            ]
             newest = max(begun, key=lambda path: (path.stat().st_mtime_ns, path.parent.name), default=None)
             if newest is None:
                 raise UserError(f"resume=auto: no unfinished search under {self.root}; start one without resume=")
@@ -103,11 +112,17 @@ def open_job(config: Mapping[str, Any]) -> Job:
     budget = constraint.on(space)
     data = make_data(run.config, device, settings.data_overrides)
     for key, mine in (("num_classes", data.info.num_classes), ("in_channels", data.info.channels)):
-        if space.config.get(key, mine) != mine:
+        theirs = space.description.get(key, mine)
+        if theirs != mine:
             raise UserError(
-                f"data {data.info.name!r} has {key} {mine}, the supernet of {run.folder} has "
-                f"{space.config[key]}: search on the data that it was trained for"
+                f"data {data.info.name!r} has {key} {mine}, the supernet of {run.source} has {theirs}: search on the "
+                "data that it was trained for"
             )
+    if changed := changed_splits(run, data):
+        raise UserError(
+            f"the data has changed since {run.source} was trained ({', '.join(changed)} differ): images held out here "
+            "may have been trained on, so no score would mean anything; restore the data, or train again"
+        )
     return Job(settings, config, run, data, budget)
 
 

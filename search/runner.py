@@ -23,7 +23,7 @@ from supernet.build import parse_arch
 from supernet.construct import construct
 from supernet.evaluate import Metrics, evaluate_subnet
 from supernet.log import RunLog
-from supernet.runs import RESULTS, environment, new_run, read_json, write_json
+from supernet.runs import RESULTS, environment, lock, new_run, read_json, write_json
 from supernet.space import Arch
 
 
@@ -69,7 +69,7 @@ def main(config: Mapping[str, Any]) -> float:
     name = type(algorithm).__name__.lower()
     folder = job.resumable() or new_run(job.root, name)
     _describe(job, folder)
-    with RunLog(folder) as log:
+    with lock(folder), RunLog(folder) as log:
         for line in job.facts():
             log.say(line)
         log.say(f"folder: {folder}")
@@ -82,7 +82,7 @@ def main(config: Mapping[str, Any]) -> float:
 
 def _search(job: Job, algorithm: Algorithm, name: str, folder: Path, log: RunLog) -> float:
     settings, setup = job.settings, job.setup()
-    evaluator = SupernetEvaluator(job.run.net, job.data, settings.calibration_images)
+    evaluator = SupernetEvaluator(job.run.net, job.data, job.calibration_images)
 
     def outcome(searcher: Algorithm, label: str, file: str, facts: Mapping[str, Any]) -> Outcome:
         history = History(folder / file, job.budget.space, facts)
@@ -138,7 +138,7 @@ def _dry(job: Job) -> bool:
     for arch in (space.smallest(), space.largest()):
         for _ in range(2):  # the first prepares and caches the images
             start = time.perf_counter()
-            evaluate_subnet(job.run.net, arch, job.data, "search", settings.calibration_images)
+            evaluate_subnet(job.run.net, arch, job.data, "search", job.calibration_images)
         seconds.append(time.perf_counter() - start)
     searches = 1 + (settings.baseline is not None)
     count = 1 if settings.arch is not None else searches * (settings.evaluations + settings.finalists)
@@ -154,7 +154,7 @@ def _dry(job: Job) -> bool:
 def _describe(job: Job, folder: Path) -> None:
     """Save the configuration and the environment; a resumed search keeps those of its first start."""
     if not (folder / "config.json").exists():
-        write_json(folder / "config.json", {**job.config, "checkpoint": str(job.run.folder)})
+        write_json(folder / "config.json", {**job.config, "checkpoint": str(job.run.source)})
     if not (folder / "environment.json").exists():
         write_json(folder / "environment.json", environment())
 
@@ -162,11 +162,11 @@ def _describe(job: Job, folder: Path) -> None:
 def _about(job: Job) -> dict[str, Any]:
     space = job.budget.space
     return {
-        "checkpoint": str(job.run.folder),
+        "checkpoint": str(job.run.source),
         "space": {"name": space.name, "size": space.size(), "range": range_of(space)},
         "budget": {"macs": job.budget.macs, "params": job.budget.params},
         "seed": job.settings.seed,
-        "calibration_images": job.settings.calibration_images,
+        "calibration_images": job.calibration_images,
         "images": dict(job.data.sizes),
         "data": job.data.info.name,
     }
@@ -184,11 +184,11 @@ def _conclude(job: Job, folder: Path, log: RunLog, rows: Sequence[Sequence[str]]
     if is_search:
         log.say(f"front:   {folder / 'front.png'} (also .csv and .json)")
         front = shlex.quote(f"arch={folder / 'front.json'}#0")
-        log.say(f"another: python search.py checkpoint={shlex.quote(str(job.run.folder))} {front}")
+        log.say(f"another: python search.py checkpoint={shlex.quote(str(job.run.source))} {front}")
     log.say(f"subnet:  {folder / EXPORT}")
     load = f"load_subnet({str(folder / EXPORT)!r})"
     log.say(f"use it:  from supernet import load_subnet; model = {load}")
-    tune = ["python", "train.py", *_training_overrides(job.run.folder), f"init_from={job.run.folder}"]
+    tune = ["python", "train.py", *_training_overrides(job.run.folder), f"init_from={job.run.source}"]
     log.say(f"tune it: {shlex.join([*tune, f'arch={folder / EXPORT}/arch.json'])}")
 
 
@@ -196,7 +196,8 @@ def _training_overrides(run: Path) -> list[str]:
     """What the training was started with, so that fine-tuning has the same recipe and data."""
     saved = run / "environment.json"
     words = read_json(saved).get("argv", [])[1:] if saved.is_file() else []
-    return [word for word in words if "=" in word and not word.startswith(("name=", "resume=", "runs_dir="))]
+    dropped = ("name=", "resume=", "runs_dir=", "init=", "init_from=", "arch=", "seed=", "dry_run=")
+    return [word for word in words if not word.startswith(dropped) and not word.endswith("=***") and word != "-m"]
 
 
 def _resume_command(folder: Path) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from supernet.construct import construct
 from supernet.errors import UserError
-from supernet.export import FORMATS
+from supernet.export import check_formats
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class SearchSettings:
     seed: int
     device: str
     evaluations: int
-    calibration_images: int
+    calibration_images: int | None
     finalists: int
     baseline: Literal["random"] | None
     formats: tuple[str, ...]
@@ -32,14 +32,14 @@ class SearchSettings:
 
     def __post_init__(self) -> None:
         for name in ("evaluations", "calibration_images", "finalists"):
-            if getattr(self, name) < 1:
+            value = getattr(self, name)
+            if value is not None and value < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.seed < 0:
             raise UserError(f"seed={self.seed}: must not be negative")
         if self.arch is not None and self.resume is not None:
             raise UserError("arch= evaluates one subnet, there is nothing to resume: drop one of the two")
-        if unknown := set(self.formats) - set(FORMATS):
-            raise UserError(f"formats={sorted(unknown)}: choose from {list(FORMATS)}")
+        check_formats(self.formats)
 
     @staticmethod
     def of(config: Mapping[str, Any]) -> SearchSettings:

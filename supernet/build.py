@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from supernet import checkpoint
-from supernet.construct import construct, nearest
+from supernet.construct import construct_only, nearest
 from supernet.errors import UserError
 from supernet.net import Supernet
-from supernet.runs import CHECKPOINT, config_dir, read_json
-from supernet.space import Arch, Space
+from supernet.runs import CHECKPOINT, config_dir, plain, read_json
+from supernet.space import Arch, Space, load_space
 
 if TYPE_CHECKING:
     from supernet.data import Data
@@ -44,15 +44,22 @@ def build(name: str, num_classes: int = 1000, in_channels: int = 3, **overrides:
 
 def make_space(config: Mapping[str, Any], num_classes: int, in_channels: int) -> Space:
     """A space from its configuration, for data of that many classes and channels."""
-    space: Space = construct(config, "space", num_classes=num_classes, in_channels=in_channels)
-    return space
+    return load_space(config, num_classes=num_classes, in_channels=in_channels)
 
 
 def make_data(config: Mapping[str, Any], device: torch.device, overrides: Mapping[str, Any] | None = None) -> Data:
     """The data of a training configuration, with entries of its `data` section replaced by `overrides`."""
     section = {**config["data"], **(overrides or {})}
-    data: Data = construct(section, "data", device=device)
+    data: Data = construct_only(section, "data", ("supernet.data.",), device=device)
     return data
+
+
+def changed_splits(run: OpenedRun, data: Data) -> list[str]:
+    """What differs between the splits a run was trained on and those of `data`; empty where nothing does."""
+    if run.splits is None:
+        return []
+    now = plain(data.split_record())
+    return [key for key, value in run.splits.items() if value != now.get(key)]
 
 
 def pick_device(name: str) -> torch.device:
@@ -83,12 +90,18 @@ def load_supernet(path: str | Path) -> Supernet:
 
 @dataclass(frozen=True)
 class OpenedRun:
-    """A trained supernet with what is known about it. Weights are the moving average where the run kept one."""
+    """A trained supernet with what is known about it. Weights are the moving average where the run kept one.
+
+    `source` is what names these weights: the run's folder, or the checkpoint file that was asked for. `splits` is the
+    record of the images it was trained on; None in checkpoints that hold none.
+    """
 
     net: Supernet
     config: dict[str, Any]
     folder: Path
+    source: Path
     step: int
+    splits: dict[str, Any] | None
 
 
 def open_run(path: Path, device: torch.device) -> OpenedRun:
@@ -102,16 +115,16 @@ def open_run(path: Path, device: torch.device) -> OpenedRun:
     missing = {"space", "model", "config", "step"} - set(state)
     if missing:
         raise UserError(f"checkpoint {file} holds no training run (it lacks {sorted(missing)})")
-    net = Supernet(construct(state["space"], "space"))
+    net = Supernet(load_space(state["space"]))
     weights = state.get("ema") or state["model"]
     try:
         net.load_state_dict(weights)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"checkpoint {file} does not fit its own space: {reason}") from None
-    if state["config"]["train"].get("channels_last", False):
+    if state["config"].get("train", {}).get("channels_last", False):
         net.to(memory_format=torch.channels_last)
-    return OpenedRun(net.to(device), state["config"], file.parent, state["step"])
+    return OpenedRun(net.to(device), state["config"], file.parent, path, state["step"], state.get("splits"))
 
 
 def parse_arch(space: Space, text: str | Mapping[str, Any]) -> Arch:

@@ -29,7 +29,10 @@ USER_ERROR = 2
 INTERRUPTED = 130
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own switch for raw tracebacks
-REFUSED_BY_SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+REFUSED_BY_SYSTEM = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+)
 OPTIONS = (
     *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun"),
     *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),

@@ -74,6 +74,31 @@ def construct(cfg: Mapping[str, Any], where: str, **kwargs: Any) -> Any:
         raise UserError(f"{where}: {error}") from error
 
 
+def construct_only(cfg: Any, where: str, allowed: tuple[str, ...], **kwargs: Any) -> Any:
+    """`construct` for configs that come from files: every `_target_`, at any depth, must begin with one of `allowed`.
+
+    Raises `UserError` before anything is called if one does not, or if `cfg` is no mapping.
+    """
+    if not isinstance(cfg, Mapping):
+        raise UserError(f"{where}: expected a mapping with _target_, got {cfg!r}")
+    for target in _targets(cfg):
+        if not isinstance(target, str) or not target.startswith(allowed):
+            raise UserError(f"{_key(where, '_target_')}={target}: not allowed here; only {', '.join(allowed)}")
+    return construct(cfg, where, **kwargs)
+
+
+def _targets(node: Any) -> Iterable[Any]:
+    """Every `_target_` in nested mappings and lists."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield node["_target_"]
+        for value in node.values():
+            yield from _targets(value)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from _targets(value)
+
+
 def coerce(value: Any, annotation: Any, where: str) -> Any:
     """Check a config value against a type annotation and return it, with lists turned into tuples.
 

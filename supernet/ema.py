@@ -17,7 +17,9 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
     """
 
     def average(ema: Tensors, current: Tensors, count: Tensor | int) -> None:
-        n = int(count)
-        torch._foreach_lerp_(list(ema), list(current), 1.0 - min(decay, (1.0 + n) / (10.0 + n)))
+        n = torch.as_tensor(count, dtype=torch.float64)  # stays on the device: reading it would wait for the GPU
+        weight = 1.0 - ((1.0 + n) / (10.0 + n)).clamp(max=decay)
+        for old, new in zip(ema, current, strict=True):
+            old.lerp_(new, weight.to(old.dtype))
 
     return AveragedModel(model, multi_avg_fn=average)

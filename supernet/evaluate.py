@@ -37,7 +37,7 @@ def evaluate(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> Metr
         raise ValueError("evaluation needs at least one image")
     was_training = model.training
     model.eval()
-    device = batches[0][1].device
+    device = next(model.parameters()).device
     correct, loss = torch.zeros((), device=device), torch.zeros((), device=device)
     count = 0
     for images, targets in batches:  # sums stay on the device: one synchronisation at the end

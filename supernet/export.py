@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from supernet.calibrate import track_statistics
-from supernet.construct import construct
 from supernet.errors import UserError
 from supernet.evaluate import calibrated_subnet
 from supernet.net import Supernet, memory_format
-from supernet.space import Arch, Space
+from supernet.space import Arch, Space, load_space
 
 if TYPE_CHECKING:
     from supernet.data import Data, DataInfo
@@ -52,9 +51,9 @@ def export(
 
     from supernet.data.base import resize
 
-    unknown = set(formats) - set(FORMATS)
-    if unknown:
-        raise UserError(f"formats={sorted(unknown)}: choose from {list(FORMATS)}")
+    check_formats(formats)
+    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
+        raise UserError(f"{folder} exists and is no exported subnet: remove it, or choose another folder")
     space, plan = net.space, net.space.plan(arch)
     config = {
         "format": FORMAT,
@@ -77,14 +76,30 @@ def export(
     save_file(weights, partial / "model.safetensors")
     (partial / "arch.json").write_text(json.dumps(arch.to_json(), indent=2) + "\n")
     (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    reloaded = load_subnet(partial).to(images.device)
-    reloaded.to(memory_format=memory_format(net))
-    differences = _verify(reloaded, subnet, arch, net, images)
+    # On the CPU, where equal weights give equal numbers bit for bit.
+    subnet, inside, images = copy.deepcopy(subnet).cpu().eval(), copy.deepcopy(net).cpu(), images.cpu()
+    reloaded = load_subnet(partial).to(memory_format=memory_format(net))
+    differences = _verify(reloaded, subnet, arch, inside, images)
     for name in formats:
         differences[name] = _WRITERS[name](subnet, partial / f"model.{name}", images)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    _replace(folder, partial)
     return differences
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Refuse formats that do not exist or whose packages are missing, before any work is done.
+
+    Raises:
+        UserError: naming them.
+    """
+    from importlib.util import find_spec
+
+    unknown = set(formats) - set(FORMATS)
+    if unknown:
+        raise UserError(f"formats={sorted(unknown)}: choose from {list(FORMATS)}")
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if "onnx" in formats and not find_spec(name)]
+    if missing:
+        raise UserError(f"formats=[onnx] needs {', '.join(missing)}: pip install -e '.[onnx]'")
 
 
 def export_alone(net: Supernet, data: Data, folder: Path, results: Mapping[str, Any]) -> Path:
@@ -134,9 +149,7 @@ def _described(config: Any, folder: Path) -> tuple[Space, Arch]:
         raise UserError(f"{folder} was written by a newer version of this project: upgrade to read it")
     if not isinstance(config.get("space"), dict) or not isinstance(config.get("arch"), dict):
         raise foreign
-    space = construct(config["space"], "space")
-    if not isinstance(space, Space):
-        raise foreign
+    space = load_space(config["space"])
     try:
         return space, space.from_json(config["arch"])
     except ValueError as error:
@@ -146,20 +159,26 @@ def _described(config: Any, folder: Path) -> tuple[Space, Arch]:
 @torch.no_grad()
 def _verify(reloaded: nn.Module, subnet: nn.Module, arch: Arch, net: Supernet, images: Tensor) -> dict[str, float]:
     """Reloaded against calibrated in eval mode, and against the subnet inside the supernet on batch statistics."""
-    was_training = net.training
-    differences = {"calibrated": _largest_difference(subnet.eval()(images), reloaded(images), "the calibrated subnet")}
+    differences = {"calibrated": _largest_difference(subnet(images), reloaded(images), "the calibrated subnet")}
     inside = net.train()(images, arch)
-    net.train(was_training)
     outside = copy.deepcopy(reloaded).train()(images)
     differences["supernet"] = _largest_difference(inside, outside, "the supernet's subnet")
     return differences
 
 
-def _largest_difference(expected: Tensor, actual: Tensor, what: str, tolerance: float | None = None) -> float:
-    """The largest absolute difference. On the CPU the exported weights must give the same numbers bit for bit."""
+def _replace(folder: Path, partial: Path) -> None:
+    """Put the finished export in place of an older one, which is kept until then."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _largest_difference(expected: Tensor, actual: Tensor, what: str, tolerance: float = 0.0) -> float:
+    """The largest absolute difference of logits; more than `tolerance` times the largest logit is an error."""
     difference = float((expected - actual).abs().max())
-    if tolerance is None:
-        tolerance = 0.0 if expected.device.type == "cpu" else 1e-3
     limit = tolerance * float(expected.abs().max())
     if not difference <= limit:  # also catches NaN
         raise UserError(
@@ -177,12 +196,8 @@ def _write_pt2(subnet: nn.Module, path: Path, images: Tensor) -> float:
 
 
 def _write_onnx(subnet: nn.Module, path: Path, images: Tensor) -> float:
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401  # what torch.onnx needs
-    except ImportError as error:
-        raise UserError(f"formats=[onnx] needs {error.name}: pip install -e '.[onnx]'") from None
-    subnet, images = copy.deepcopy(subnet).cpu().eval(), images.cpu()
+    import onnxruntime
+
     torch.onnx.export(
         subnet,
         (images,),

@@ -41,6 +41,12 @@ class Supernet(nn.Module):
         plan = self.space.plan(self.space.largest() if arch is None else arch)
         return self.net(x, plan, dropout=dropout, drop_path=drop_path)
 
+    def resize(self, x: Tensor, arch: Arch) -> Tensor:
+        """Images [B, C, H, W] at the resolution of subnet `arch`, bicubic; the input itself if it has it already."""
+        from supernet.data.base import resize  # an exported subnet is loaded without the data package
+
+        return resize(x, self.space.resolution(arch))
+
     def extract(self, arch: Arch) -> nn.Module:
         """The subnet as a module of its own: plain torch layers, copied weights, the same numbers bit for bit.
 

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 
 def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two optimizer groups: weights of convolutions and linear layers decay, norms and biases do not.
 
-    The largest subnet holds every weight and is trained in every sandwich step, so decaying all weights once a
-    step is decay "on the largest only" (BigNAS, section 3.1).
+    The largest subnet holds every weight (but a shortcut's 1x1 conv that only smaller ones need) and is trained in
+    every sandwich step, so decaying all weights once a step is decay "on the largest only" (BigNAS, section 3.1).
     """
     decayed = [p for p in net.parameters() if p.ndim > 1]
     plain = [p for p in net.parameters() if p.ndim <= 1]
     assert len(decayed) + len(plain) == sum(1 for _ in net.parameters())
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def zero_gradients(net: nn.Module) -> None:
+    """Give every parameter a gradient of zeros.
+
+    A weight that no subnet of a step uses then has a zero gradient like the unused part of a slice, not none at all:
+    decay and momentum treat both alike, also in the first step after a restart.
+    """
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from supernet.errors import UserError
-from supernet.runs import CHECKPOINT, RESULTS, plain, read_json
+from supernet.runs import CHECKPOINT, RESULTS, is_locked, plain, read_json
 
 if TYPE_CHECKING:
     from supernet.data import Data
@@ -26,11 +26,12 @@ def resumed_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
     """
     overrides = _typed_overrides()
     for word in overrides:
-        key = word.split("=")[0].lstrip("+~")
+        key = _key(word)
         if key not in ALLOWED and not key.startswith("logger."):
+            others = f"{', '.join(ALLOWED[1:-1])} and +{ALLOWED[-1]}"
             raise UserError(
-                f"{word}: a resumed run keeps its own settings (only {', '.join(ALLOWED[1:])} can be given); drop it, "
-                "or start a new run from these weights with init_from="
+                f"{word}: a resumed run keeps its own settings (only {others} can be given); drop it, or start a "
+                "new run from these weights with init_from="
             )
     folder = _newest_unfinished(Path(config["runs_dir"])) if config["resume"] == "auto" else Path(config["resume"])
     if not (folder / "config.json").is_file():
@@ -41,7 +42,7 @@ def resumed_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
         raise UserError(f"resume={folder}: the run was stopped before its first checkpoint; start it again")
     stored = read_json(folder / "config.json")
     resumed = {**stored, **{key: config[key] for key in ALLOWED if key in config}}
-    if any(word.startswith("data.root=") for word in overrides):
+    if any(_key(word) == "data.root" for word in overrides):
         resumed["data"] = {**stored["data"], "root": config["data"]["root"]}
     return resumed, folder
 
@@ -60,10 +61,14 @@ def check_same_splits(folder: Path, data: Data) -> None:
 
 def _newest_unfinished(root: Path) -> Path:
     checkpoints = [file for kind in ("train", "subnet") for file in (root / kind).glob(f"*/{CHECKPOINT}")]
-    unfinished = [file for file in checkpoints if not (file.parent / RESULTS).exists()]
+    unfinished = [f for f in checkpoints if not (f.parent / RESULTS).exists() and not is_locked(f.parent)]
     if not unfinished:
         raise UserError(f"resume=auto: no unfinished run under {root}; start one without resume")
     return max(unfinished, key=lambda file: file.stat().st_mtime_ns).parent
+
+
+def _key(override: str) -> str:
+    return override.split("=")[0].lstrip("+~")
 
 
 def _typed_overrides() -> list[str]:

@@ -8,8 +8,8 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +19,7 @@ from supernet.errors import UserError
 
 RESULTS = "results.json"
 CHECKPOINT = "checkpoint.pt"
+LOCK = ".lock"
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "hydra-core", "safetensors")
 SECRET = re.compile(r"(key|token|secret|passw)[^=]*=", re.IGNORECASE)
 
@@ -74,6 +75,36 @@ def latest(root: Path, file: str = CHECKPOINT) -> Path | None:
         with suppress(FileNotFoundError):  # removed since it was listed
             found.append((path.stat().st_mtime_ns, path.parent.name, path.parent))
     return max(found)[2] if found else None
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process: two writers would spoil each other's files. Ends with the process.
+
+    Raises `UserError` if another process holds it. Where the system has no locks nothing is held.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is writing to {folder}: wait for it, or stop it first") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds `folder` now."""
+    try:
+        with lock(folder):
+            return False
+    except UserError:
+        return True
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:

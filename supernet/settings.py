@@ -29,6 +29,7 @@ class TrainSettings:
     amp: bool = False
     channels_last: bool = False
     eval_every: int = 1
+    eval_steps: int = 0
     eval_random: int = 3
     eval_images: int | None = None
     calibration_images: int = 512
@@ -46,7 +47,7 @@ class TrainSettings:
         for key in ("clip_value", "clip_norm", "eval_images"):
             if getattr(self, key) is not None and not getattr(self, key) > 0:
                 raise UserError(f"train.{key}={getattr(self, key)}: must be positive, or null")
-        for key in ("mixup", "cutmix", "save_every", "eval_random"):
+        for key in ("mixup", "cutmix", "save_every", "eval_random", "eval_steps"):
             if not getattr(self, key) >= 0:
                 raise UserError(f"train.{key}={getattr(self, key)}: must not be negative")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
@@ -61,6 +62,7 @@ TOP_LEVEL = {
     "dry_run": bool,
     "resume": str | None,
     "init_from": str | None,
+    "arch": str | dict | None,
     "init": Literal["supernet", "scratch"],
 }
 

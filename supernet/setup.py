@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from supernet.build import make_space, open_run, parse_arch
+from supernet.build import changed_splits, make_space, open_run, parse_arch
 from supernet.construct import construct
 from supernet.errors import UserError
 from supernet.init import initialise
@@ -39,10 +39,10 @@ def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def new_folder(config: Mapping[str, Any]) -> Path:
+def new_folder(config: Mapping[str, Any], space: str) -> Path:
     """`<runs_dir>/train/<time>-<name>`, or `subnet` instead of `train` where one subnet is trained alone."""
     kind = "train" if config["arch"] is None else "subnet"
-    default = f"{config['space']['name']}-{config['data']['_target_'].split('.')[-2]}"
+    default = f"{space}-{config['data']['_target_'].split('.')[-2]}"
     return new_run(Path(config["runs_dir"]) / kind, config["name"] or default)
 
 
@@ -59,9 +59,15 @@ def make_net(config: Mapping[str, Any], data: Data, device: torch.device) -> Sup
         run = open_run(path, torch.device("cpu"))
         source = run.net
         _check_fits(source, data, path)
-        if run.config["data"]["_target_"] != config["data"]["_target_"]:
-            trained_on = run.config["data"]["_target_"].split(".")[-2]
-            print(f"warning: the weights of {path} come from other data ({trained_on})", file=sys.stderr)
+        changed = changed_splits(run, data)
+        if "dataset" in changed:
+            print(f"note: the weights of {path} come from other data", file=sys.stderr)
+        elif changed:
+            print(
+                f"warning: {path} was trained on other splits of this data ({', '.join(changed)} differ): it may have "
+                "seen images that are held out here",
+                file=sys.stderr,
+            )
         space = source.space
     else:
         space = make_space(config["space"], data.info.num_classes, data.info.channels)
@@ -76,7 +82,7 @@ def make_net(config: Mapping[str, Any], data: Data, device: torch.device) -> Sup
 
 
 def _check_fits(net: Supernet, data: Data, path: Path) -> None:
-    config = net.space.config
+    config = net.space.description
     have = (config.get("num_classes"), config.get("in_channels"))
     if have != (data.info.num_classes, data.info.channels):
         raise UserError(

@@ -14,6 +14,8 @@ from functools import cached_property, lru_cache
 from itertools import product
 from typing import TYPE_CHECKING, Any, overload
 
+from supernet.construct import construct_only
+from supernet.errors import UserError
 from supernet.specs import Plan, union
 
 if TYPE_CHECKING:  # numpy is not needed to rebuild an exported subnet
@@ -171,7 +173,10 @@ class Space:
         return self.decode([0] * len(self.genes))
 
     def size(self) -> int:
-        """The exact number of distinct subnets, genes that do not count left out."""
+        """The exact number of distinct archs, genes that do not count left out.
+
+        Two archs can still have equal layers, where rounding to multiples of 8 makes two ratios the same width.
+        """
         return math.prod(self._count(i) for i, gene in enumerate(self.genes) if gene.parent is None)
 
     # Variation on values ---------------------------------------------------------------------------------------
@@ -273,6 +278,14 @@ class Space:
         config = {"_target_": "supernet.space.restrict", "space": self.config, "arch": arch.to_json()}
         return Space(self.name, genes, self.units, self.module, config)
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """The configuration of the family, also where this space is restricted to one subnet."""
+        config = self.config
+        while "space" in config:
+            config = config["space"]
+        return config
+
     # Internals -------------------------------------------------------------------------------------------------
 
     def _values(self, arch: Arch) -> list[Option]:
@@ -305,6 +318,18 @@ class Space:
 
 def _is_above(option: Option, threshold: float) -> bool:
     return not isinstance(option, str) and option > threshold
+
+
+def load_space(config: Any, **kwargs: Any) -> Space:
+    """A space from its plain description, also one read from a checkpoint or an export: nothing else gets built.
+
+    Raises:
+        UserError: if the description is wrong or names anything but a family of `supernet.models`.
+    """
+    space = construct_only(config, "space", ("supernet.models.", "supernet.space.restrict"), **kwargs)
+    if not isinstance(space, Space):
+        raise UserError(f"space._target_={config['_target_']}: is not a search space")
+    return space
 
 
 def restrict(space: Space, arch: Mapping[str, Any]) -> Space:

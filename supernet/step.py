@@ -65,4 +65,4 @@ def update(
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=False)  # see `supernet.optim.zero_gradients`

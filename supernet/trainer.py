@@ -28,10 +28,10 @@ from supernet.memory import keep_freed_memory, peak_memory_mb
 from supernet.meter import LossMeter, not_finite
 from supernet.monitor import scores, watched
 from supernet.net import Supernet
-from supernet.optim import parameter_groups
+from supernet.optim import parameter_groups, zero_gradients
 from supernet.plots import curves
 from supernet.resume import check_same_splits, resumed_config
-from supernet.runs import CHECKPOINT, RESULTS, environment, write_json
+from supernet.runs import CHECKPOINT, RESULTS, environment, lock, plain, write_json
 from supernet.settings import TrainSettings, check_top_level
 from supernet.setup import make_net, new_folder, with_defaults
 from supernet.step import accumulate, update
@@ -42,11 +42,12 @@ BEST = "best.pt"
 def main(config: dict[str, Any]) -> float:
     """Train what the configuration says; returns the validation top-1 of the largest subnet, in percent."""
     check_top_level(config)
-    keep_freed_memory()
     folder = None
     if config["resume"] is not None:
         config, folder = resumed_config(config)
     device = pick_device(config["device"])
+    if device.type == "cpu":
+        keep_freed_memory()
     data = make_data(config, device)
     resume = folder is not None
     if folder is None:
@@ -60,8 +61,8 @@ def main(config: dict[str, Any]) -> float:
         return 0.0
     if folder is None:
         rehearsal(config, net, data)  # refuses what is wrong before there is a folder
-        folder = new_folder(config)
-    with RunLog(folder, wandb={**config["logger"], "config": config}) as log:
+        folder = new_folder(config, net.space.name)
+    with lock(folder), RunLog(folder, wandb={**config["logger"], "config": config}) as log:
         trainer = Trainer(config, net, data, folder, log)
         if resume:
             trainer.restore()
@@ -106,6 +107,7 @@ class Trainer:
         optim = dict(config["optim"])
         groups = parameter_groups(net, optim.get("weight_decay", 0.0))
         self.optimizer: torch.optim.Optimizer = construct(optim, "optim", params=groups)
+        zero_gradients(net)
         self.base_lr = float(config["optim"]["lr"])
         self.mix = Mix(data.info.num_classes, self.settings.mixup, self.settings.cutmix)
         self.ema = averaged(net, self.settings.ema_decay) if self.settings.ema_decay else None
@@ -113,6 +115,7 @@ class Trainer:
         for split in self.splits:
             check_split(split, data.sizes)  # not after hours of training
         self.archs = watched(net.space, self.settings.eval_random)
+        self.split_record = plain(data.split_record())
         self.meter = LossMeter()
         self.step, self.best = 0, -1.0
         self.seconds, self._started = 0.0, time.perf_counter()  # spent before and since the last restart
@@ -132,17 +135,13 @@ class Trainer:
             UserError: if a loss is no longer finite; the last good checkpoint is kept.
         """
         self.net.train()
-        spe, every = self.steps_per_epoch, self.settings.save_every
         with StopRequest() as stop, self.log.progress(self.total_steps, "training", self.step) as progress:
             for batch in self._batches():
                 values = self.train_step(batch)
                 progress.advance(1, **values)
-                if self.step % spe == 0:  # once per epoch
-                    epoch = self.step // spe
-                    if epoch % self.settings.eval_every == 0 or self.step == self.total_steps:
-                        self._evaluate(epoch)
-                    self.save()
-                elif (every and self.step % every == 0) or stop.requested:
+                if self._due(self.settings.eval_every, self.settings.eval_steps):
+                    self._evaluate()
+                if self._due(1, self.settings.save_every) or stop.requested:
                     self.save()
                 if stop.requested and self.step < self.total_steps:
                     self.log.say(f"stopped at step {self.step} of {self.total_steps}, saved; continue with:")
@@ -188,6 +187,12 @@ class Trainer:
             epoch, first = divmod(self.step, self.steps_per_epoch)
             yield from self.data.train(epoch, first)
 
+    def _due(self, epochs: int, steps: int) -> bool:
+        """At the end of every `epochs`-th epoch, every `steps` steps (0: never), and after the last step."""
+        epoch, rest = divmod(self.step, self.steps_per_epoch)
+        in_between = steps > 0 and self.step % steps == 0
+        return (rest == 0 and epoch % epochs == 0) or in_between or self.step == self.total_steps
+
     def train_step(self, batch: Batch) -> dict[str, float]:
         """One optimizer step; returns what the progress bar shows, which costs no synchronisation."""
         settings, step = self.settings, self.step
@@ -227,7 +232,7 @@ class Trainer:
             self.log.record("train", self.step, {"epoch": self.step / self.steps_per_epoch, "lr": lr, **means})
         return means
 
-    def _evaluate(self, epoch: int) -> None:
+    def _evaluate(self) -> None:
         self._refuse_divergence()
         settings = self.settings
         values = scores(
@@ -236,9 +241,10 @@ class Trainer:
         top1 = {name: values[f"{name}/val/top1"] for name in self.archs}
         record = {f"{name}/top1": value for name, value in top1.items()}
         record |= {f"{name}/loss": values[f"{name}/val/loss"] for name in self.archs}
+        epoch = self.step / self.steps_per_epoch
         self.log.record("eval", self.step, {"epoch": epoch, **record})
         shown = "  ".join(f"{name} {value:.2f}" for name, value in top1.items())
-        self.log.say(f"epoch {epoch}/{settings.epochs}  val top-1 %:  {shown}")
+        self.log.say(f"epoch {epoch:.4g}/{settings.epochs}  val top-1 %:  {shown}")
         self.net.train()
         mean = sum(top1.values()) / len(top1)
         if mean > self.best:
@@ -249,6 +255,7 @@ class Trainer:
         return {
             "config": self.config,
             "space": self.net.space.config,
+            "splits": self.split_record,
             "model": self.net.state_dict(),
             "ema": None if self.ema is None else self.ema.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),

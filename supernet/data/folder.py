@@ -16,17 +16,12 @@ from supernet.data.base import (
     check_resolutions,
 )
 from supernet.data.files import find_splits
+from supernet.data.policies import auto_augment as augmentation_policy
 from supernet.data.stream import StreamData, Transform
 from supernet.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-AUTO_AUGMENT = {  # name in the config → torchvision's class
-    "autoaugment": "AutoAugment",
-    "randaugment": "RandAugment",
-    "trivialaugment": "TrivialAugmentWide",
-    "augmix": "AugMix",
-}
 
 
 def load(
@@ -56,6 +51,7 @@ def load(
 
     Training images are random crops of `crop_scale` of the area, resized to `size`; test images are the
     central `size` pixels after their short side was resized to `test_resize` (default size × 256/224).
+    `auto_augment` names a policy applied after crop and flip, see `policies.auto_augment`.
     `test_fraction` is held out as the test set only if `root` has none; see `files.find_splits`.
 
     Raises UserError for a bad value, or naming the folder that is missing or empty.
@@ -79,7 +75,7 @@ def load(
     _check_statistics(mean, std)
     if not isinstance(flip, bool):
         raise UserError(f"data.flip={flip!r} is not valid: give true or false")
-    train_transform = _train_transform(size, crop_scale, flip, auto_augment)
+    train_transform = _train_transform(size, crop_scale, flip, auto_augment, mean)
     fractions = {"val": val_fraction, "search": search_fraction}
     classes, splits, made = find_splits(Path(root).expanduser(), fractions, test_fraction, settings.split_seed)
     info = DataInfo(
@@ -104,17 +100,16 @@ def load(
     )
 
 
-def _train_transform(size: int, crop_scale: Sequence[float], flip: bool, auto_augment: str | None) -> Transform:
+def _train_transform(
+    size: int, crop_scale: Sequence[float], flip: bool, policy: str | None, mean: Sequence[float]
+) -> Transform:
     from torchvision.transforms import InterpolationMode, v2
 
     if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
         raise UserError(f"data.crop_scale={list(crop_scale)} is not valid: give two shares of the area, e.g. [0.08,1]")
-    if auto_augment is not None and auto_augment not in AUTO_AUGMENT:
-        choices = ", ".join(AUTO_AUGMENT)
-        raise UserError(f"data.auto_augment={auto_augment!r} does not exist: choose null, {choices}")
     steps = [v2.RandomResizedCrop(size, scale=tuple(crop_scale), interpolation=InterpolationMode.BICUBIC)]
     steps += [v2.RandomHorizontalFlip()] if flip else []
-    steps += [getattr(v2, AUTO_AUGMENT[auto_augment])()] if auto_augment else []
+    steps += [augmentation_policy(policy, size, mean)] if policy is not None else []
     return v2.Compose([*steps, v2.PILToTensor()])
 
 

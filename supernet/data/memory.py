@@ -33,7 +33,8 @@ class MemoryData:
 
     images, test_images: uint8 `[N, C, S, S]`; targets, test_targets: int64 `[N]`. "val" and "search" are
     taken out of `images`, stratified by class. Without test images, `test_fraction` of `images` is held
-    out as "test" in the same way.
+    out as "test" in the same way. mean, std: per channel, for pixel values in 0..1; None: those of the
+    training split.
 
     Raises UserError if the images or a batch do not fit the settings.
     """
@@ -47,8 +48,8 @@ class MemoryData:
         *,
         name: str,
         class_names: Sequence[str],
-        mean: Sequence[float],
-        std: Sequence[float],
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
         settings: Settings,
         augment: Augment | None = None,
         test_fraction: float = 0.0,
@@ -69,6 +70,8 @@ class MemoryData:
             self._targets[split] = (test_targets if given else targets)[index].to(device)  # type: ignore[index]
         self.sizes: Mapping[str, int] = {split: len(self._index[split]) for split in SPLITS}
         check_batch_size(settings.batch_size, self.sizes["train"])
+        measured = _statistics(self._images["train"])
+        mean, std = mean or measured[0], std or measured[1]
         self.info = DataInfo(
             name=name,
             num_classes=len(class_names),
@@ -150,6 +153,12 @@ class MemoryData:
 
     def _prepare(self, images: Tensor, side: int) -> Tensor:
         return resize(self._normalise(images), side)
+
+
+def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of uint8 images `[N, C, S, S]`, for pixel values in 0..1."""
+    std, mean = torch.std_mean(images.to(torch.float64) / 255, dim=(0, 2, 3), correction=0)
+    return tuple(round(v, 4) for v in mean.tolist()), tuple(round(v, 4) for v in std.tolist())
 
 
 def _split(targets: Tensor, num_test: int | None, settings: Settings, test_fraction: float) -> dict[str, Tensor]:

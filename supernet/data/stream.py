@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, overload
@@ -28,6 +27,7 @@ from supernet.data.base import (
 )
 from supernet.data.files import Files, read_image
 from supernet.data.splits import fingerprint
+from supernet.data.workers import ignore_stop_signals, seeded_libraries, stop_signals_held, worker_count
 from supernet.errors import UserError
 
 Transform = Callable[[Image.Image], Tensor]
@@ -39,8 +39,8 @@ class StreamData:
     """Image files read by worker processes. It implements the `Data` protocol.
 
     train_transform and test_transform turn a PIL image into uint8 `[3, size, size]`; the first may draw
-    from torch's global CPU generator, which is seeded for each image by (seed, epoch, index). Evaluation
-    images are decoded once and kept on the device as uint8 while they fit into `cache_limit_mb` (MB, for
+    from the global generators of torch (CPU), `random` and NumPy, which are seeded for each image by (seed,
+    epoch, index). Evaluation images are decoded once and kept on the device as uint8 while they fit into `cache_limit_mb` (MB, for
     all splits together), else decoded again at each pass.
 
     Raises UserError if a batch does not fit the training split, or for a bad value.
@@ -65,7 +65,7 @@ class StreamData:
         self._settings = settings
         self._device = torch.device(settings.device)
         self._splits, self._made = dict(splits), tuple(made)
-        self._num_workers = _workers(num_workers)
+        self._num_workers = worker_count(num_workers)
         self._normalise = Normalise(info.mean, info.std, self._device)
         self._test_transform = test_transform
         self._cache: dict[tuple[str, int], Tensor] = {}
@@ -172,6 +172,7 @@ class StreamData:
             num_workers=self._num_workers,
             persistent_workers=persistent and self._num_workers > 0,
             prefetch_factor=4 if self._num_workers else None,
+            worker_init_fn=ignore_stop_signals,
             pin_memory=self._device.type == "cuda",
             # Without a generator of its own, each pass would draw from the global one.
             generator=torch.Generator(),
@@ -215,15 +216,8 @@ class _Images(Dataset[Item | str]):
             image = read_image(self._files.root / self._files.names[position])
         except UserError as error:
             return str(error)
-        # torchvision's transforms know the global generator only; it is put back for the sake of the caller
-        # where there are no workers. Only the CPU's is touched: torch.manual_seed would reach the GPU's too.
-        rng = torch.random.default_generator
-        before = rng.get_state()
-        rng.set_state(generator(self._seed, epoch, 1 + position).get_state())
-        try:
+        with seeded_libraries(self._seed, epoch, 1 + position):
             return self._transform(image), self._files.targets[position], position
-        finally:
-            rng.set_state(before)
 
 
 class _Batches(Sequence[tuple[Tensor, Tensor]]):
@@ -274,14 +268,6 @@ class _ImagesOnly(Sequence[Tensor]):
         return _ImagesOnly(self._batches[item]) if isinstance(item, slice) else self._batches[item][0]
 
 
-def _workers(num_workers: int | None) -> int:
-    """The number of worker processes; None means one per core that we may use, at most eight."""
-    if num_workers is not None:
-        return check_int("data.num_workers", num_workers, minimum=0)
-    allowed = getattr(os, "sched_getaffinity", None)
-    return min(8, len(allowed(0)) if allowed else os.cpu_count() or 1)
-
-
 def _collate(items: list[Item | str]) -> Any:
     """Stack images, targets and positions into tensors; if a message is among the items, return that."""
     return next((item for item in items if isinstance(item, str)), None) or default_collate(items)
@@ -289,7 +275,7 @@ def _collate(items: list[Item | str]) -> Any:
 
 def _batches_of(loader: DataLoader[Item | str]) -> Iterator[Any]:
     """The loader's batches; UserError if one is a message from a worker process."""
-    for batch in loader:
+    for batch in _start(loader):
         if isinstance(batch, str):
             break
         yield batch
@@ -297,3 +283,8 @@ def _batches_of(loader: DataLoader[Item | str]) -> Iterator[Any]:
         return
     # Raised outside the loop, so that the traceback does not keep the workers of this pass alive.
     raise UserError(batch)
+
+
+def _start(loader: DataLoader[Item | str]) -> Iterator[Any]:
+    with stop_signals_held():
+        return iter(loader)

@@ -1,0 +1,71 @@
+"""Worker processes that load images: how many, what signals mean to them, and seeds for the libraries they call."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from supernet.data.base import check_int, generator
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def worker_count(num_workers: int | None) -> int:
+    """The number of worker processes; None means one per core that we may use, at most eight."""
+    if num_workers is not None:
+        return check_int("data.num_workers", num_workers, minimum=0)
+    allowed = getattr(os, "sched_getaffinity", None)
+    return min(8, len(allowed(0)) if allowed else os.cpu_count() or 1)
+
+
+def ignore_stop_signals(worker: int) -> None:
+    """Leave Ctrl-C and SIGTERM to the main process (a DataLoader's `worker_init_fn`).
+
+    A terminal and most job schedulers signal the whole process group. The main process still needs its images to
+    finish the step; when it ends or dies, torch's worker loop notices and ends too.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def stop_signals_held() -> Iterator[None]:
+    """Deliver Ctrl-C and SIGTERM only when this context ends; processes started inside begin with them held back.
+
+    Otherwise a signal could end a worker before `ignore_stop_signals` runs in it.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # not a POSIX system
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def seeded_libraries(*key: int) -> Iterator[None]:
+    """Seed the global CPU generators of torch, `random` and NumPy by the integers in `key`; put them back at the end.
+
+    For transforms of torchvision and timm, which accept no generator.
+    """
+    rng = torch.random.default_generator  # torch.manual_seed would reach the GPU's too
+    before = rng.get_state(), random.getstate(), np.random.get_state()
+    # `generator` takes the first two words; equal seeds would give `random` and NumPy the same numbers.
+    words = np.random.SeedSequence(key).generate_state(6)
+    rng.set_state(generator(*key).get_state())
+    random.seed(int.from_bytes(words[2:4].tobytes(), "little"))
+    np.random.seed(words[4:6])
+    try:
+        yield
+    finally:
+        rng.set_state(before[0])
+        random.setstate(before[1])
+        np.random.set_state(before[2])
