@@ -13,9 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny import tiny_space
 
+from supernet import load_subnet, load_supernet
+from supernet.build import make_data, open_run
+from supernet.calibrate import track_statistics
 from supernet.checkpoint import FORMAT, VERSION, load, save
 from supernet.errors import UserError
+from supernet.net import Supernet
+from supernet.runs import plain, write_json
 
 
 def state(value: float = 1.0) -> dict[str, Any]:
@@ -170,3 +176,76 @@ def test_killed_writers_always_leave_a_whole_file(tmp_path: Path) -> None:
     inside, steps = map(int, done.stdout.split())
     assert inside > 0, "no kill fell inside a write: the test proves nothing"
     assert steps > 0
+
+
+# Configurations inside files ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Path:
+    """A file that nothing may touch."""
+    path = tmp_path / "victim.json"
+    path.write_text("precious")
+    return path
+
+
+def with_attack(config: dict[str, Any], victim: Path) -> list[dict[str, Any]]:
+    """`config` with a call that overwrites `victim`: in its place, and at several depths inside it."""
+    attack = {"_target_": "supernet.runs.write_json", "path": str(victim), "obj": "gone"}
+    deep = {**config, "extra": [{"x": [attack]}]}
+    return [attack, {**config, "name": attack}, {**config, "extra": attack}, deep]
+
+
+def test_a_checkpoint_s_space_cannot_call_anything_else(tmp_path: Path, victim: Path) -> None:
+    net = Supernet(tiny_space())
+    good = {"space": net.space.config, "model": net.state_dict(), "config": {}, "step": 1}
+    save(tmp_path / "c.pt", good)
+    assert load_supernet(tmp_path / "c.pt").space.size() == net.space.size()
+    stages = list(net.space.config["stages"])
+    nested = {**net.space.config, "stages": [*stages[:-1], with_attack(dict(stages[-1]), victim)[1]]}
+    for space in [*with_attack(net.space.config, victim), nested]:
+        save(tmp_path / "c.pt", {**good, "space": plain(space)})
+        with pytest.raises(UserError, match=r"space.*not allowed"):
+            load_supernet(tmp_path / "c.pt")
+    assert victim.read_text() == "precious"
+
+
+def test_an_export_s_space_cannot_call_anything_else(tmp_path: Path, victim: Path) -> None:
+    from safetensors.torch import save_file
+
+    net = Supernet(tiny_space())
+    arch = net.space.smallest()
+    config = {"format": "supernet-subnet", "version": 1, "space": net.space.config, "arch": arch.to_json()}
+    weights = net.extract(arch)
+    track_statistics(weights)
+    save_file(weights.state_dict(), tmp_path / "model.safetensors")
+    write_json(tmp_path / "config.json", config)
+    load_subnet(tmp_path)
+    for space in with_attack(net.space.config, victim):
+        write_json(tmp_path / "config.json", {**config, "space": space})
+        with pytest.raises(UserError, match=r"space.*not allowed"):
+            load_subnet(tmp_path)
+    assert victim.read_text() == "precious"
+
+
+def test_a_checkpoint_s_data_cannot_call_anything_else(tmp_path: Path, victim: Path) -> None:
+    """The section from which a search makes the data that a supernet was trained on."""
+    net = Supernet(tiny_space())
+    shares = {"split_seed": 0, "val_fraction": 0.1, "search_fraction": 0.1}
+    sizes = {"batch_size": 8, "eval_batch_size": 8, "resolution": [8]}
+    data = {"_target_": "supernet.data.digits.load", "seed": 0, **shares, **sizes}
+    for section in (data, *with_attack(data, victim), {**data, "augment": with_attack({}, victim)[0]}):
+        config = {"data": plain(section)}
+        save(
+            tmp_path / "c.pt",
+            {"space": plain(net.space.config), "model": net.state_dict(), "config": config, "step": 1},
+        )
+        stored = open_run(tmp_path / "c.pt", torch.device("cpu")).config
+        if section is data:
+            assert make_data(stored, torch.device("cpu")).info.num_classes == 10
+            continue
+        with pytest.raises(UserError, match=r"data.*not allowed"):
+            make_data(stored, torch.device("cpu"))
+    with pytest.raises(UserError, match=r"data.*not allowed"):
+        make_data({"data": data}, torch.device("cpu"), {"augment": with_attack({}, victim)[0]})
+    assert victim.read_text() == "precious"

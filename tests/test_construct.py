@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from supernet.construct import coerce, construct, nearest
+from supernet.construct import coerce, construct, construct_only, nearest
 from supernet.errors import UserError
 
 
@@ -125,6 +125,34 @@ def test_code_arguments_override_and_are_not_checked() -> None:
 def test_everything_else_is_refused(target: Any) -> None:
     with pytest.raises(UserError, match="_target_"):
         construct({"_target_": target}, "data")
+
+
+def test_construct_only_builds_what_is_allowed_at_every_depth() -> None:
+    inner = {"_target_": "supernet.fake_module.Inner", "size": 5}
+    config = {"_target_": "supernet.fake_module.Thing", "epochs": 1, "inner": inner, "anything": {"x": [[inner]]}}
+    thing = construct_only(config, "data", ("supernet.fake_module.",), flag=True)
+    assert thing.values["inner"] == Inner(5)
+    assert thing.values["anything"] == {"x": ((Inner(5),),)}
+    assert thing.values["flag"] is True
+
+
+@pytest.mark.parametrize("target", ["supernet.runs.write_json", "supernet.fake_modul.Thing", "os.system", "", None, 3])
+def test_construct_only_refuses_everything_else_before_it_calls_anything(target: Any, tmp_path: Path) -> None:
+    victim = tmp_path / "victim.json"
+    bad = {"_target_": target, "path": str(victim), "obj": 1}
+    good = {"_target_": "supernet.fake_module.Thing", "epochs": 1}
+    places: list[Any] = [bad, {**good, "anything": bad}, {**good, "inner": bad}, {**good, "unknown": bad}]
+    places += [
+        {**good, "anything": [{"x": (0, bad)}]},
+        {**good, "anything": {"_target_": "supernet.fake_module.flexible", "first": bad}},
+    ]
+    for config in places:
+        with pytest.raises(UserError, match=r"^data.*_target_=.*not allowed"):
+            construct_only(config, "data", ("supernet.fake_module.", "supernet.data."))
+    for config in ([good], "supernet.fake_module.Thing", None):
+        with pytest.raises(UserError, match=r"^data: expected a mapping"):
+            construct_only(config, "data", ("supernet.fake_module.",))
+    assert not victim.exists()
 
 
 def test_wrong_names_are_answered_with_near_ones() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,7 +15,9 @@ from torchvision.transforms.v2 import functional as tv
 
 from supernet.data import folder, imagenet, stream
 from supernet.data.files import read_image
+from supernet.data.policies import augmentation_policy
 from supernet.data.stream import StreamData
+from supernet.data.workers import seeded_libraries
 from supernet.errors import UserError
 
 # Python 3.12 and later warn when a process with threads is forked; the workers only decode images.
@@ -104,19 +108,29 @@ def spy_on_reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return calls
 
 
+# torchvision's draw from torch, `v0` from `random`, `rand-…` from NumPy and `random`, `augmix-…` from both.
+POLICIES = ["trivialaugment", "v0", "rand-m9-mstd0.5-inc1", "augmix-m3-w2"]
+
+
+def global_generators() -> str:
+    """Everything that the next draws from the global generators depend on."""
+    return repr((torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resume_within_an_epoch_is_exact(flat: Path, workers: int) -> None:
-    reference = list(load(flat, auto_augment="trivialaugment").train(1))
-    data = load(flat, auto_augment="trivialaugment", num_workers=workers)
+def test_resume_within_an_epoch_is_exact(flat: Path, workers: int, policy: str) -> None:
+    reference = list(load(flat, auto_augment=policy).train(1))
+    data = load(flat, auto_augment=policy, num_workers=workers)
     dropped = data.train(0)
     next(dropped)
-    before = torch.get_rng_state()
+    before = global_generators()
     for first in (0, 2):
         rest = list(data.train(1, first))
         assert len(rest) == data.steps_per_epoch() - first == 3 - first
         for one, two in zip(reference[first:], rest, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
-    assert torch.equal(before, torch.get_rng_state()), "the global generator must stay untouched"
+    assert global_generators() == before, "the global generators must stay untouched"
     other = list(data.train(2))
     assert not torch.equal(other[0].images, reference[0].images)
     targets = torch.tensor(data._splits["train"].targets)
@@ -215,7 +229,6 @@ def test_errors_name_the_folder(flat: Path, nested: Path, tmp_path: Path) -> Non
         ({"batch_size": 16}, r"train\.batch_size=16 .* 15 images"),
         ({"test_fraction": 0.7}, r"data\.test_fraction=0\.7 leaves no training images"),
         ({"crop_scale": [0.5, 0.1]}, r"data\.crop_scale=\[0\.5, 0\.1\]"),
-        ({"auto_augment": "magic"}, r"data\.auto_augment='magic' .* randaugment"),
         ({"test_resize": 20}, r"data\.test_resize=20"),
         ({"flip": "no"}, r"data\.flip='no'"),
         ({"num_workers": -1}, r"data\.num_workers=-1"),
@@ -227,10 +240,51 @@ def test_bad_values_name_the_key(flat: Path, changes: dict[str, Any], key: str) 
         load(flat, **changes)
 
 
-@pytest.mark.parametrize("name", ["autoaugment", "randaugment", "trivialaugment", "augmix"])
-def test_every_auto_augment_runs(flat: Path, name: str) -> None:
-    batch = next(load(flat, auto_augment=name).train(0))
-    assert batch.images.shape == (4, 3, 24, 24)
+TORCHVISION = ["autoaugment", "randaugment", "trivialaugment", "augmix"]
+TIMM = ["v0", "v0r", "original", "originalr-mstd0.5", "3a", "rand", "rand-m9-n3-p0.5-mstd101", "rand-tweights-mmax20"]
+TIMM += ["rand-t3a-n1", "rand-t3aw-inc1", "augmix-m5-w4-d2", "augmix-a1-b1-mstd1"]
+
+
+@pytest.mark.parametrize("name", TORCHVISION + TIMM)
+def test_every_policy_changes_images_and_differs_between_epochs(flat: Path, name: str) -> None:
+    plain, changed = load(flat), load(flat, auto_augment=name)
+    images = [[batch.images for batch in data.train(epoch)] for data in (plain, changed) for epoch in (0, 1)]
+    assert images[2][0].shape == (4, 3, 24, 24)
+    if name != "rand-t3a-n1":  # with probability 1/2 one operation, which may do nothing
+        assert (torch.cat(images[0]) != torch.cat(images[2])).flatten(1).any(1).float().mean() > 0.5
+    assert not torch.equal(torch.cat(images[2]), torch.cat(images[3]))
+
+
+def test_policies_in_timm_s_notation_are_timm_s_own(flat: Path) -> None:
+    """The same draws from the same seeds as timm's transform, with the options that timm's training gives it."""
+    from timm.data.transforms_factory import transforms_imagenet_train
+
+    theirs = transforms_imagenet_train(24, auto_augment="v0", interpolation="random", separate=True)[1].transforms[-1]
+    ours = augmentation_policy("v0", 24, folder.IMAGENET_MEAN)
+    noise = torch.randint(0, 256, (3, 24, 24), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    image = tv.to_pil_image(noise)
+    compared = 0
+    for seed in range(60):
+        with seeded_libraries(seed):
+            result = ours(image).tobytes()
+        with seeded_libraries(seed):
+            try:
+                expected = theirs(image).tobytes()
+            except ValueError:  # newer versions of Pillow refuse to posterize to 0 bits: black
+                assert not any(result)
+                continue
+        assert result == expected
+        compared += 1
+    assert compared > 40
+
+
+BAD_POLICIES = ["magic", "", "V0", "v1", "v0-m9", "original-mstd", "rand-m9.5", "rand-x3", "rand-n0", "rand-tother"]
+
+
+@pytest.mark.parametrize("name", [*BAD_POLICIES, "augmix-w0", "random-m9", "rand-p2", "rand_m9", 3, ["v0"], True])
+def test_a_policy_that_timm_would_misread_is_refused(flat: Path, name: Any) -> None:
+    with pytest.raises(UserError, match=r"data\.auto_augment=.*does not exist: choose null, autoaugment.* such as v0"):
+        load(flat, auto_augment=name)
 
 
 def test_imagenet_layout(nested: Path, flat: Path) -> None:

@@ -18,6 +18,7 @@ from supernet import checkpoint, load_subnet, trainer
 from supernet.build import make_data, open_run
 from supernet.data.base import Settings
 from supernet.data.memory import MemoryData
+from supernet.data.splits import fingerprint
 from supernet.errors import UserError
 from supernet.evaluate import evaluate
 from supernet.log import read_metrics
@@ -30,7 +31,7 @@ from supernet.trainer import main
 
 CPU = torch.device("cpu")
 FILES = {"config.json", "environment.json", "splits.json", "metrics.jsonl", "metrics.csv", "log.txt"}
-FILES |= {"checkpoint.pt", "best.pt", "results.json", "curves.png"}
+FILES |= {"checkpoint.pt", "best.pt", "results.json", "curves.png", ".lock"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -74,11 +75,25 @@ def test_a_run_leaves_its_files_and_no_others(finished: Path) -> None:
 
 
 def test_the_splits_are_recorded_and_disjoint(finished: Path, root: Path) -> None:
+    """Every image of the original file is in exactly one split, which serves that image and its label."""
+    from sklearn.datasets import load_digits
+
     record = read_json(finished / "splits.json")
     data = make_data(tiny_config(root), CPU)
+    assert isinstance(data, MemoryData)
     assert record == json.loads(json.dumps(data.split_record()))
-    assert sum(record["counts"].values()) == 1797
-    assert len(set(record["sha256"].values())) == 4
+    assert sorted(torch.cat(list(data._index.values())).tolist()) == list(range(1797))
+    raw = load_digits()
+    for split, index in data._index.items():
+        assert record["counts"][split] == len(index) > 0
+        assert record["sha256"][split] == fingerprint(index)
+        served = data.calibration(8, 1797) if split == "train" else [images for images, _ in data.evaluation(split, 8)]
+        pixels = (torch.cat(list(served)).squeeze(1) * data.info.std[0] + data.info.mean[0]) * 16
+        torch.testing.assert_close(pixels.double(), torch.from_numpy(raw.images)[index], atol=0.05, rtol=0)
+        assert torch.equal(data._targets[split], torch.from_numpy(raw.target)[index])
+    trained = {int(i) for batch in data.train(0) for i in data._index["train"][batch.index]}
+    assert len(trained) == 1024
+    assert not trained & {int(i) for split in ("val", "search", "test") for i in data._index[split]}
 
 
 def test_metrics_are_complete_and_the_same_in_both_files(finished: Path) -> None:
@@ -200,7 +215,8 @@ def test_a_subnet_starts_with_exactly_the_supernet_s_slices(finished: Path, root
     assert alone.space.size() == 1
     expected = supernet.extract(supernet.space.smallest())
     assert_same(dict(alone.net.state_dict()), dict(expected.state_dict()))
-    assert not torch.equal(state_of(finished)["ema"]["net.stem.conv.weight"], alone.net.stem.conv.weight * 2)
+    state = state_of(finished)
+    assert not torch.equal(state["ema"]["net.stem.conv.weight"], state["model"]["net.stem.conv.weight"])
 
 
 def test_without_a_source_the_newest_finished_run_is_taken(finished: Path, root: Path) -> None:

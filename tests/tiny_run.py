@@ -64,15 +64,26 @@ def command(folder: Path, *overrides: str, script: Path = REPOSITORY / "train.py
     return [sys.executable, str(script), "-cd", str(spaces(folder)), *given]
 
 
-def start(*argv: str) -> subprocess.Popen[str]:
-    """Start a program with as many threads as this process computes with, so that sums round alike."""
+def resume_command(folder: Path, run: Path) -> list[str]:
+    """The command line that continues a run: it keeps its own settings, so none is given."""
+    argv = command(folder)
+    return [*argv[: argv.index("-cd") + 2], f"resume={run}"]
+
+
+def start(*argv: str, own_group: bool = False) -> subprocess.Popen[str]:
+    """Start a program with as many threads as this process computes with, so that sums round alike.
+
+    `own_group` makes it the leader of a new process group, for signals to all of the group.
+    """
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "OMP_WAIT_POLICY": "PASSIVE"}
     path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
     return subprocess.Popen(
         argv,
+        stdin=subprocess.PIPE if own_group else None,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=own_group,
         env={**os.environ, **threads, "PYTHONPATH": path},
     )
 

@@ -28,7 +28,8 @@ def load(
 ) -> MemoryData:
     """Load the digits, upsampled once (bicubic) to `size` pixels; `size=8` keeps the originals.
 
-    There is no official test set: a stratified `test_fraction` of the images is held out as one.
+    There is no official test set: a stratified `test_fraction` of the images is held out as one. Mean and
+    standard deviation are those of the training split, so they depend on the splits.
     Raises UserError for a bad value.
     """
     from sklearn.datasets import load_digits
@@ -55,8 +56,6 @@ def load(
         torch.from_numpy(raw.target).to(torch.int64),
         name="digits",
         class_names=[str(digit) for digit in range(10)],
-        mean=(0.313,),  # at 16 pixels, over all images
-        std=(0.355,),
         settings=settings,
         augment=Augment.from_config(augment),
         test_fraction=test_fraction,

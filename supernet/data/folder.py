@@ -16,7 +16,7 @@ from supernet.data.base import (
     check_resolutions,
 )
 from supernet.data.files import find_splits
-from supernet.data.policies import auto_augment as augmentation_policy
+from supernet.data.policies import augmentation_policy
 from supernet.data.stream import StreamData, Transform
 from supernet.errors import UserError
 
@@ -51,7 +51,7 @@ def load(
 
     Training images are random crops of `crop_scale` of the area, resized to `size`; test images are the
     central `size` pixels after their short side was resized to `test_resize` (default size × 256/224).
-    `auto_augment` names a policy applied after crop and flip, see `policies.auto_augment`.
+    `auto_augment` names a policy applied after crop and flip, see `policies.augmentation_policy`.
     `test_fraction` is held out as the test set only if `root` has none; see `files.find_splits`.
 
     Raises UserError for a bad value, or naming the folder that is missing or empty.

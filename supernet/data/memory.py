@@ -33,7 +33,7 @@ class MemoryData:
 
     images, test_images: uint8 `[N, C, S, S]`; targets, test_targets: int64 `[N]`. "val" and "search" are
     taken out of `images`, stratified by class. Without test images, `test_fraction` of `images` is held
-    out as "test" in the same way. mean, std: per channel, for pixel values in 0..1; None: those of the
+    out as "test" in the same way. mean, std: per channel, for pixel values in 0..1; without them, those of the
     training split.
 
     Raises UserError if the images or a batch do not fit the settings.
@@ -48,9 +48,9 @@ class MemoryData:
         *,
         name: str,
         class_names: Sequence[str],
-        mean: Sequence[float] | None,
-        std: Sequence[float] | None,
         settings: Settings,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         augment: Augment | None = None,
         test_fraction: float = 0.0,
     ) -> None:
@@ -70,8 +70,8 @@ class MemoryData:
             self._targets[split] = (test_targets if given else targets)[index].to(device)  # type: ignore[index]
         self.sizes: Mapping[str, int] = {split: len(self._index[split]) for split in SPLITS}
         check_batch_size(settings.batch_size, self.sizes["train"])
-        measured = _statistics(self._images["train"])
-        mean, std = mean or measured[0], std or measured[1]
+        if mean is None or std is None:
+            mean, std = _statistics(images[self._index["train"]])
         self.info = DataInfo(
             name=name,
             num_classes=len(class_names),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import chain
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from supernet.errors import UserError
 
@@ -23,7 +24,7 @@ _AUGMIX = re.compile(rf"augmix(-(m\d+|w[1-9]|d[1-9]|a[1-9]\d*|b[01]|mstd{_NUMBER
 _EXAMPLES = "v0, original, 3a, rand-m9-mstd0.5-inc1, augmix-m3-w3"
 
 
-def auto_augment(name: object, size: int, mean: Sequence[float]) -> Callable[[Image.Image], Image.Image]:
+def augmentation_policy(name: object, size: int, mean: Sequence[float]) -> Callable[[Image.Image], Image.Image]:
     """The transform of PIL images that a policy's name stands for.
 
     `size` (pixels) scales timm's translations and `mean` (per channel, 0..1) fills its uncovered corners, both as
@@ -32,10 +33,10 @@ def auto_augment(name: object, size: int, mean: Sequence[float]) -> Callable[[Im
 
     Raises UserError for an unknown name.
     """
-    if name in TORCHVISION:
+    if isinstance(name, str) and name in TORCHVISION:
         from torchvision.transforms import v2
 
-        return getattr(v2, TORCHVISION[str(name)])()  # type: ignore[no-any-return]
+        return getattr(v2, TORCHVISION[name])()
     if not isinstance(name, str) or not any(p.fullmatch(name) for p in (_AUTO, _RAND, _AUGMIX)):
         raise UserError(
             f"data.auto_augment={name!r} does not exist: choose null, {', '.join(TORCHVISION)}, "
@@ -48,7 +49,20 @@ def auto_augment(name: object, size: int, mean: Sequence[float]) -> Callable[[Im
         "img_mean": tuple(min(255, round(255 * value)) for value in mean),
     }
     if _RAND.fullmatch(name):
-        return timm.rand_augment_transform(name, options)  # type: ignore[no-any-return]
-    if _AUGMIX.fullmatch(name):
-        return timm.augment_and_mix_transform(name, options | {"translate_pct": 0.3})  # type: ignore[no-any-return]
-    return timm.auto_augment_transform(name, options)  # type: ignore[no-any-return]
+        transform = timm.rand_augment_transform(name, options)
+    elif _AUGMIX.fullmatch(name):
+        transform = timm.augment_and_mix_transform(name, options | {"translate_pct": 0.3})
+    else:
+        transform = timm.auto_augment_transform(name, options)
+    ops = chain(*transform.policy) if hasattr(transform, "policy") else transform.ops
+    for op in ops:
+        if op.aug_fn is timm.posterize:
+            op.aug_fn = _posterize
+    return transform
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **_: object) -> Image.Image:
+    """Keep the highest bits of each pixel; none is black, which Pillow did too before it began to refuse it."""
+    if bits_to_keep < 1:
+        return Image.new(image.mode, image.size)
+    return image if bits_to_keep >= 8 else ImageOps.posterize(image, bits_to_keep)

@@ -22,12 +22,11 @@ from supernet.data.base import (
     check_split,
     epoch_order,
     even_chunks,
-    generator,
     resize,
 )
 from supernet.data.files import Files, read_image
 from supernet.data.splits import fingerprint
-from supernet.data.workers import ignore_stop_signals, seeded_libraries, stop_signals_held, worker_count
+from supernet.data.workers import leave_signals_to_main, seeded_libraries, stop_signals_held, worker_count
 from supernet.errors import UserError
 
 Transform = Callable[[Image.Image], Tensor]
@@ -40,8 +39,8 @@ class StreamData:
 
     train_transform and test_transform turn a PIL image into uint8 `[3, size, size]`; the first may draw
     from the global generators of torch (CPU), `random` and NumPy, which are seeded for each image by (seed,
-    epoch, index). Evaluation images are decoded once and kept on the device as uint8 while they fit into `cache_limit_mb` (MB, for
-    all splits together), else decoded again at each pass.
+    epoch, index). Evaluation images are decoded once and kept on the device as uint8 while they fit into
+    `cache_limit_mb` (MB, for all splits together), else decoded again at each pass.
 
     Raises UserError if a batch does not fit the training split, or for a bad value.
     """
@@ -172,7 +171,7 @@ class StreamData:
             num_workers=self._num_workers,
             persistent_workers=persistent and self._num_workers > 0,
             prefetch_factor=4 if self._num_workers else None,
-            worker_init_fn=ignore_stop_signals,
+            worker_init_fn=leave_signals_to_main,
             pin_memory=self._device.type == "cuda",
             # Without a generator of its own, each pass would draw from the global one.
             generator=torch.Generator(),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,21 +26,40 @@ def worker_count(num_workers: int | None) -> int:
     return min(8, len(allowed(0)) if allowed else os.cpu_count() or 1)
 
 
-def ignore_stop_signals(worker: int) -> None:
-    """Leave Ctrl-C and SIGTERM to the main process (a DataLoader's `worker_init_fn`).
+def leave_signals_to_main(worker: int) -> None:
+    """Let Ctrl-C and SIGTERM stop the main process only (a DataLoader's `worker_init_fn`).
 
-    A terminal and most job schedulers signal the whole process group. The main process still needs its images to
-    finish the step; when it ends or dies, torch's worker loop notices and ends too.
+    Terminals and job schedulers signal the whole process group, and the main process still needs its images to
+    finish the step. A SIGTERM that the main process itself sends is obeyed: torch and multiprocessing end workers
+    that way at exit. A worker whose main process has died ends within about a second. Does nothing in a process
+    that is no worker.
     """
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    main = multiprocessing.parent_process()
+    if main is None:
+        return
+    if not hasattr(signal, "sigtimedwait"):  # macOS, Windows: nothing tells who sent a signal
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    threading.Thread(target=_obey_main, args=(main.pid, os.getppid()), daemon=True).start()
+
+
+def _obey_main(main: int | None, parent: int) -> None:
+    """`parent` is `main` too, or the server that forks the workers and ends with it."""
+    while os.getppid() == parent:
+        received = signal.sigtimedwait(STOP_SIGNALS, 1.0)
+        if received is not None and received.si_pid == main:
+            break
+    os._exit(0)
 
 
 @contextmanager
 def stop_signals_held() -> Iterator[None]:
     """Deliver Ctrl-C and SIGTERM only when this context ends; processes started inside begin with them held back.
 
-    Otherwise a signal could end a worker before `ignore_stop_signals` runs in it.
+    Otherwise a signal could end a worker before `leave_signals_to_main` runs in it.
     """
     if not hasattr(signal, "pthread_sigmask"):  # not a POSIX system
         yield
