@@ -75,14 +75,16 @@ def construct(cfg: Mapping[str, Any], where: str, **kwargs: Any) -> Any:
 
 
 def construct_only(cfg: Any, where: str, allowed: tuple[str, ...], **kwargs: Any) -> Any:
-    """`construct` for configs that come from files: every `_target_`, at any depth, must begin with one of `allowed`.
+    """`construct` for configs that come from files: every `_target_`, at any depth, must be allowed.
 
-    Raises `UserError` before anything is called if one does not, or if `cfg` is no mapping.
+    `allowed` holds full names, and prefixes that end in a dot. Raises `UserError`, before anything is called, if a
+    target is not among them or `cfg` is no mapping.
     """
     if not isinstance(cfg, Mapping):
         raise UserError(f"{where}: expected a mapping with _target_, got {cfg!r}")
     for target in _targets(cfg):
-        if not isinstance(target, str) or not target.startswith(allowed):
+        prefixes = tuple(name for name in allowed if name.endswith("."))
+        if not isinstance(target, str) or not (target in allowed or target.startswith(prefixes)):
             raise UserError(f"{_key(where, '_target_')}={target}: not allowed here; only {', '.join(allowed)}")
     return construct(cfg, where, **kwargs)
 

@@ -132,7 +132,7 @@ class Space:
         for gene, code in zip(self.genes, genes, strict=True):
             if not 0 <= code < len(gene.options):
                 raise ValueError(f"{gene.name}: index {code} is not one of its {len(gene.options)} options")
-            codes.append(int(code) if self._counts(gene, codes) else 0)
+            codes.append(int(code) if self.counts(gene, codes) else 0)
         grouped: dict[str, Any] = {}
         for gene, code in zip(self.genes, codes, strict=True):
             value = gene.options[code]
@@ -163,6 +163,14 @@ class Space:
                 raise ValueError(f"{gene.name}={value!r} is not one of {list(gene.options)}")
             codes.append(table[value])
         return self.decode(codes)
+
+    def counts(self, gene: Gene, codes: Sequence[int]) -> bool:
+        """Whether `gene` counts, given the option indices of (at least) the genes before it."""
+        if gene.parent is None:
+            return True
+        parent = self.genes[gene.parent]
+        value = parent.options[codes[gene.parent]]
+        return self.counts(parent, codes) and _is_above(value, gene.above)
 
     def largest(self) -> Arch:
         """Every gene at its last option."""
@@ -219,7 +227,7 @@ class Space:
         old = self.encode(arch)
         codes = list(old)
         for i, gene in enumerate(self.genes):
-            if not self._counts(gene, old):
+            if not self.counts(gene, old):
                 codes[i] = int(rng.integers(len(gene.options)))
             elif len(gene.options) > 1 and rng.random() < prob:
                 codes[i] = (old[i] + int(rng.integers(1, len(gene.options)))) % len(gene.options)
@@ -234,8 +242,8 @@ class Space:
         codes = []
         for i, gene in enumerate(self.genes):
             from_first = rng.random() < 0.5
-            if self._counts(gene, a) != self._counts(gene, b):
-                from_first = self._counts(gene, a)
+            if self.counts(gene, a) != self.counts(gene, b):
+                from_first = self.counts(gene, a)
             codes.append(a[i] if from_first else b[i])
         return self.decode(codes)
 
@@ -299,13 +307,6 @@ class Space:
         except (KeyError, IndexError, TypeError):
             pass
         raise ValueError(f"the arch {arch.to_json()} does not belong to space {self.name!r}")
-
-    def _counts(self, gene: Gene, codes: Sequence[int]) -> bool:
-        if gene.parent is None:
-            return True
-        parent = self.genes[gene.parent]
-        value = parent.options[codes[gene.parent]]
-        return self._counts(parent, codes) and _is_above(value, gene.above)
 
     def _count(self, position: int) -> int:
         """Distinct settings of a gene together with everything that depends on it."""

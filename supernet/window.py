@@ -79,23 +79,16 @@ def sample_in_window(
 def enumerate_archs(space: Space) -> Iterator[Arch]:
     """Every distinct subnet of the space once, in the order of its codes; as many as `space.size()`."""
     codes: list[int] = []
-    counts: list[bool] = []
 
     def extend() -> Iterator[Arch]:
         if len(codes) == len(space.genes):
             yield space.decode(codes)
             return
         gene = space.genes[len(codes)]
-        acts = True
-        if gene.parent is not None:
-            value = space.genes[gene.parent].options[codes[gene.parent]]
-            acts = counts[gene.parent] and value > gene.above  # type: ignore[operator]
-        counts.append(acts)
-        for code in range(len(gene.options) if acts else 1):
+        for code in range(len(gene.options) if space.counts(gene, codes) else 1):
             codes.append(code)
             yield from extend()
             codes.pop()
-        counts.pop()
 
     return extend()
 
