@@ -57,6 +57,7 @@ def main(config: Mapping[str, Any]) -> float:
         UserError: for wrong settings, an impossible budget, missing or foreign files.
         KeyboardInterrupt: after Ctrl-C; every scored subnet is on the disk.
     """
+    config = {key: value for key, value in config.items() if key != "overrides"}  # a resumed search repeats them
     job = open_job(config)
     if job.settings.arch is not None:
         arch = parse_arch(job.budget.space, job.settings.arch)

@@ -87,10 +87,11 @@ class _Reported(Exception):  # noqa: N818 - not an error: it tells a sweep that 
 
 
 def _settings(cfg: DictConfig) -> dict[str, Any]:
-    """Resolve every interpolation and return plain dicts and lists."""
+    """Resolve every interpolation and return plain dicts and lists; `overrides` lists what was typed."""
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    typed = list(HydraConfig.get().overrides.task)
+    return {**{str(key): value for key, value in plain.items()}, "overrides": typed}
 
 
 def _guarded(run: Run, cfg: DictConfig) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +16,14 @@ if TYPE_CHECKING:
 ALLOWED = ("resume", "device", "dry_run", "logger", "runs_dir", "data.root")
 
 
-def resumed_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
+def resumed_config(config: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], Path]:
     """The stored configuration and the folder of the run that `resume` names.
 
-    `resume=auto` is the newest unfinished run under `runs_dir`.
+    `resume=auto` is the newest unfinished run under `runs_dir`; `overrides` is what was typed.
 
     Raises:
         UserError: if there is nothing to resume, the run is finished, or other settings are asked for.
     """
-    overrides = _typed_overrides()
     for word in overrides:
         key = _key(word)
         if key not in ALLOWED and not key.startswith("logger."):
@@ -69,10 +68,3 @@ def _newest_unfinished(root: Path) -> Path:
 
 def _key(override: str) -> str:
     return override.split("=")[0].lstrip("+~")
-
-
-def _typed_overrides() -> list[str]:
-    """What was typed on the command line; nothing where the program was called from Python."""
-    from hydra.core.hydra_config import HydraConfig
-
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []

@@ -40,11 +40,16 @@ BEST = "best.pt"
 
 
 def main(config: dict[str, Any]) -> float:
-    """Train what the configuration says; returns the validation top-1 of the largest subnet, in percent."""
+    """Train what the configuration says; returns the validation top-1 of the largest subnet, in percent.
+
+    `config["overrides"]`, if present, lists what was typed on the command line.
+    """
+    overrides = config.get("overrides", [])
+    config = {key: value for key, value in config.items() if key != "overrides"}
     check_top_level(config)
     folder = None
     if config["resume"] is not None:
-        config, folder = resumed_config(config)
+        config, folder = resumed_config(config, overrides)
     device = pick_device(config["device"])
     if device.type == "cpu":
         keep_freed_memory()

@@ -98,6 +98,7 @@ def test_run_gets_a_plain_resolved_config_and_nothing_is_written(session: Sessio
         "needed": 1,
         "sides": [1, 2],
         "new": {"key": "x"},
+        "overrides": ["train.epochs=7", "optim.lr=1e-3", "+new.key=x"],
     }
     assert all(type(cfg[key]) is kind for key, kind in (("data", dict), ("sides", list)))
     assert list(Path.cwd().iterdir()) == []
