@@ -24,7 +24,8 @@ class Evolution:
     """Maximises top-1 inside the budget.
 
     Args:
-        population: subnets per generation. The first is random, with the smallest subnet if that is inside.
+        population: subnets per generation. The first is random, with the smallest and the largest
+            subnet where they are inside.
         parents: how many of the best subnets of all generations have children.
         mutation_ratio: share of children by mutation; the others are crosses of two parents.
         mutation_prob: probability that a gene changes in a mutation.
@@ -75,8 +76,8 @@ class Evolution:
         self._elite = best_of([*self._elite, *trials], self.parents)
 
     def _start(self, rng: np.random.Generator, n: int) -> list[Arch]:
-        smallest = self.budget.space.smallest()
-        first = [smallest] if smallest not in self._asked and self.budget.feasible(smallest) else []
+        ends = dict.fromkeys((self.budget.space.smallest(), self.budget.space.largest()))
+        first = [arch for arch in ends if arch not in self._asked and self.budget.feasible(arch)]
         seen = self._asked.keys() | set(first)
         return [*first, *draw_unseen(self.budget, rng, n - len(first), seen)][:n]
 

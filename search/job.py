@@ -49,11 +49,14 @@ class Job:
         ranges = {name: f"{number(low)} to {number(high)}" for name, (low, high) in range_of(space).items()}
         sizes = self.data.sizes
         newest = " (the newest finished training run)" if self.settings.checkpoint is None else ""
+        if not (self.run.folder / RESULTS).exists():
+            newest += f" (its training has not ended: step {self.run.step:,})"
+        binds = "" if not self.budget.feasible(space.largest()) else " (does not bind: the largest subnet is inside)"
         reach = f"{ranges['macs']} MACs, {ranges['params']} params"
         return [
             f"checkpoint: {self.run.source}{newest}",
             f"space {space.name!r}: {_count(space.size())} subnets, {reach}",
-            f"budget: {self.budget.describe()}",
+            f"budget: {self.budget.describe()}{binds}",
             f"images: {sizes['search']:,} to search on, {sizes['val']:,} to choose among the finalists, "
             f"{sizes['test']:,} to test",
         ]
@@ -80,15 +83,10 @@ class Job:
         if resume is None:
             return None
         if resume == "auto":
-            begun = [
-                path
-                for path in self.root.glob(f"*/{TRIALS}")
-                if not (path.parent / RESULTS).exists() and not is_locked(path.parent)
-            ]
-            newest = max(begun, key=lambda path: (path.stat().st_mtime_ns, path.parent.name), default=None)
+            newest = newest_unfinished(self.root, "*")
             if newest is None:
                 raise UserError(f"resume=auto: no unfinished search under {self.root}; start one without resume=")
-            return newest.parent
+            return newest
         folder = Path(resume)
         if not (folder / TRIALS).is_file():
             raise UserError(f"resume={resume}: no search is there ({TRIALS} is missing)")
@@ -109,6 +107,10 @@ def open_job(config: Mapping[str, Any]) -> Job:
     device = pick_device(settings.device)
     run = open_run(_checkpoint(settings), device)
     space = run.net.space
+    if space.size() == 1 and settings.arch is None:
+        raise UserError(
+            f"{run.source} holds one subnet only, there is nothing to search: evaluate it with arch=largest"
+        )
     budget = constraint.on(space)
     data = make_data(run.config, device, settings.data_overrides)
     for key, mine in (("num_classes", data.info.num_classes), ("in_channels", data.info.channels)):
@@ -130,11 +132,25 @@ def _checkpoint(settings: SearchSettings) -> Path:
     """As given; else that of the search to resume; else the newest finished training run's."""
     if settings.checkpoint is not None:
         return Path(settings.checkpoint)
-    if settings.resume not in (None, "auto"):
-        saved = Path(str(settings.resume)) / "config.json"
-        if saved.is_file():
-            return Path(read_json(saved)["checkpoint"])
-    return newest_finished(Path(settings.runs_dir) / "train")
+    runs = Path(settings.runs_dir) / "train"
+    begun = newest_unfinished(runs, "*/search/*") if settings.resume == "auto" else settings.resume
+    if begun is not None:
+        saved = Path(begun) / "config.json"
+        if saved.is_file():  # a search lies in its run's folder, wherever that was moved
+            source, run = Path(read_json(saved)["checkpoint"]), Path(begun).resolve().parent.parent
+            return run / source.name if source.suffix == ".pt" else run
+    return newest_finished(runs)
+
+
+def newest_unfinished(root: Path, pattern: str) -> Path | None:
+    """The newest search folder under `root` that has trials but no results, and that no process writes to."""
+    begun = [
+        path
+        for path in root.glob(f"{pattern}/{TRIALS}")
+        if not (path.parent / RESULTS).exists() and not is_locked(path.parent)
+    ]
+    newest = max(begun, key=lambda path: (path.stat().st_mtime_ns, path.parent.name), default=None)
+    return None if newest is None else newest.parent
 
 
 def _fingerprint(net: torch.nn.Module) -> str:

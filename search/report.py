@@ -81,7 +81,7 @@ def plot_front(
         color="gold",
         markeredgecolor="black",
         linestyle="none",
-        label="chosen",
+        label="chosen (best finalist on val)",
         zorder=5,
     )
     axes.set_xlabel("MMACs per image")

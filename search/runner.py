@@ -184,8 +184,8 @@ def _conclude(job: Job, folder: Path, log: RunLog, rows: Sequence[Sequence[str]]
     log.say(f"results: {folder / RESULTS}")
     if is_search:
         log.say(f"front:   {folder / 'front.png'} (also .csv and .json)")
-        front = shlex.quote(f"arch={folder / 'front.json'}#0")
-        log.say(f"another: python search.py checkpoint={shlex.quote(str(job.run.source))} {front}")
+        row = f"arch={folder / 'front.json'}#0"
+        log.say(f"another: {shlex.join(['python', 'search.py', f'checkpoint={job.run.source}', row])}  (any row)")
     log.say(f"subnet:  {folder / EXPORT}")
     load = f"load_subnet({str(folder / EXPORT)!r})"
     log.say(f"use it:  from supernet import load_subnet; model = {load}")

@@ -28,6 +28,7 @@ Run = Callable[[dict[str, Any]], float | None]
 USER_ERROR = 2
 INTERRUPTED = 130
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
+ROW = re.compile(r"[^'\"]+#\d+")
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own switch for raw tracebacks
 REFUSED_BY_SYSTEM = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
@@ -60,6 +61,7 @@ def entry(config_name: str, run: Run | str, configs: Path | None = None) -> None
 
     folder = configs
     try:
+        sys.argv[1:] = [_quoted(arg) for arg in sys.argv[1:]]
         _check_options(sys.argv[1:])
         folder = configs or config_dir()
         with _hydra_raises():
@@ -199,6 +201,12 @@ def _check_options(argv: list[str]) -> None:
             raise UserError(
                 f"unknown option {name!r}: settings have no dashes, as in {key}=<value> (all: {_command()} --help)"
             )
+
+
+def _quoted(arg: str) -> str:
+    """Quote the value of an override that names a row of a file (`front.json#3`): Hydra's grammar knows no `#`."""
+    key, equals, value = arg.partition("=")
+    return f"{key}='{value}'" if equals and ROW.fullmatch(value) else arg
 
 
 def _command() -> str:

@@ -62,6 +62,8 @@ def main(config: dict[str, Any]) -> float:
         check_same_splits(folder, data)
         net = open_run(folder, device).net
     if config["dry_run"]:
+        if folder is not None:
+            print(f"would resume {folder}")
         dry_run(config, net, data)
         return 0.0
     if folder is None:
@@ -148,10 +150,12 @@ class Trainer:
                     self._evaluate()
                 if self._due(1, self.settings.save_every) or stop.requested:
                     self.save()
-                if stop.requested and self.step < self.total_steps:
-                    self.log.say(f"stopped at step {self.step} of {self.total_steps}, saved; continue with:")
-                    self.log.say(f"  python train.py resume={self.folder}")
-                    raise KeyboardInterrupt
+                if stop.requested:
+                    break
+        if self.step < self.total_steps:
+            self.log.say(f"stopped at step {self.step} of {self.total_steps}, saved; continue with:")
+            self.log.say(f"  python train.py resume={self.folder}")
+            raise KeyboardInterrupt
         return self._finish()
 
     def save(self) -> None:
@@ -278,9 +282,10 @@ class Trainer:
             metrics = {split: values[f"{name}/{split}/top1"] for split in splits}
             subnets[name] = {"arch": arch.to_json(), "macs": plan.macs, "params": plan.params, "top1": metrics}
             top1 = [f"{metrics[split]:.2f}" for split in splits]
-            rows.append([name, f"{plan.macs / 1e6:.2f}", f"{plan.params / 1e6:.3f}", *top1])
+            shown = name if len(self.archs) > 1 else "the subnet"
+            rows.append([shown, f"{plan.macs / 1e6:.2f}", f"{plan.params / 1e6:.3f}", *top1])
         columns = ["subnet", "MMACs", "M params", *(f"{split} top-1 %" for split in splits)]
-        self.log.table("inherited weights, calibrated", columns, rows)
+        self.log.table("calibrated subnets", columns, rows)
         results = {
             "steps": self.step,
             "seconds": round(self.seconds + time.perf_counter() - self._started, 1),

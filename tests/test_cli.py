@@ -231,3 +231,9 @@ def test_help_needs_no_torch_and_a_named_run_is_imported_late(tmp_path: Path, se
     called = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert called.returncode == 1
     assert "node() takes" in called.stderr, "the named function is called with the config"
+
+
+@pytest.mark.parametrize("value", ["runs/a/front.json#3", "front.json#0"])
+def test_a_row_of_a_file_needs_no_quotes(session: Session, value: str) -> None:
+    assert session(f"+new.key={value}") == 0
+    assert session.seen[-1]["new"]["key"] == value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -344,3 +345,26 @@ def test_data_overrides_reach_the_data(config: dict[str, Any], monkeypatch: pyte
     monkeypatch.setattr(job, "make_data", make)
     runner.open_job({**config, "data": {**config["data"], "root": "/images"}})
     assert given == [{"root": "/images"}]
+
+
+def test_resume_auto_finds_the_search_of_an_older_run(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as interrupted:
+        stop_after(interrupted, 3)
+        with pytest.raises(KeyboardInterrupt):
+            runner.main(config)
+    train = tmp_path / "runs" / "train"
+    shutil.copytree(
+        train / "20260101-000000-tiny", train / "20260102-000000-newer", ignore=shutil.ignore_patterns("search")
+    )
+    runner.main({**config, "resume": "auto"})
+    assert len(trials(searches(tmp_path)[0])) == config["evaluations"]
+
+
+def test_a_run_of_one_subnet_has_nothing_to_search(config: dict[str, Any], tmp_path: Path) -> None:
+    alone = SPACE.only(SPACE.smallest())
+    state = {"space": alone.config, "model": Supernet(alone).state_dict(), "config": {"data": {}}, "step": 7}
+    checkpoint.save(tmp_path / "alone.pt", state)
+    with pytest.raises(UserError, match=r"one subnet only.*arch=largest"):
+        runner.main({**config, "checkpoint": str(tmp_path / "alone.pt")})
