@@ -1,4 +1,4 @@
-"""One thread per test process: pytest runs one process per core, and threads that wait for each other cost more."""
+"""One thread for the tests and for the programs they start: threads that wait for each other cost more."""
 
 import os
 
