@@ -7,6 +7,7 @@ not narrowed, so at the largest size a slice is the parameter itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -31,17 +32,40 @@ def take(weight: Tensor, shape: Sequence[int], centred: tuple[int, ...] = ()) ->
     return weight
 
 
+def slice_weight(layer: nn.Module, shape: Sequence[int]) -> Tensor:
+    """The part of a layer's `weight` that a subnet of the given `shape` uses.
+
+    Layers whose rule is more than a slice say so themselves, in a method of the same name.
+    """
+    own = getattr(layer, "slice_weight", None)
+    if own is not None:
+        return cast(Tensor, own(shape))
+    centred = CONV_KERNEL_DIMS if isinstance(layer, nn.Conv2d) else ()
+    return take(cast(Tensor, layer.weight), shape, centred)
+
+
 @torch.no_grad()
 def copy_slices(source: nn.Module, target: nn.Module) -> None:
     """Fill every parameter and buffer of `target` with its slice of the module of the same name in `source`.
 
+    Kernel transforms that `source` lacks keep the values that they have, the identity at first.
+
     Raises:
-        AttributeError: if `target` has a module that `source` lacks.
+        AttributeError: if `target` has any other module that `source` lacks.
     """
     for name, module in target.named_modules():
+        if isinstance(module, nn.ParameterDict) and not _has(source, name):
+            continue
         origin = source.get_submodule(name)
-        centred = CONV_KERNEL_DIMS if isinstance(module, nn.Conv2d) else ()
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         for key, tensor in own:
             wide = getattr(origin, key)
-            tensor.copy_(take(wide, tensor.shape, centred if tensor.ndim == 4 else ()))
+            tensor.copy_(slice_weight(origin, tensor.shape) if key == "weight" else take(wide, tensor.shape))
+
+
+def _has(module: nn.Module, name: str) -> bool:
+    try:
+        module.get_submodule(name)
+    except AttributeError:
+        return False
+    return True

@@ -8,6 +8,7 @@ values. The same units give plans, cost tables and the supernet's own shape, so 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -24,6 +25,17 @@ if TYPE_CHECKING:  # numpy is not needed to rebuild an exported subnet
 
 Option = int | float | str
 Window = tuple[float, float]
+# Other names of the same keys, as the published codes write them (Once-for-All, AttentiveNAS); read, never written.
+ALIASES = {
+    "ks": "kernel",
+    "kernel_size": "kernel",
+    "e": "expand",
+    "expand_ratio": "expand",
+    "d": "depth",
+    "w": "width",
+    "r": "resolution",
+    "image_size": "resolution",
+}
 
 
 @dataclass(frozen=True)
@@ -84,6 +96,8 @@ class Space:
         units: the layers of the largest network, in the order of their execution.
         module: builds the network of a plan (an `nn.Module` whose submodules carry the units' names).
         config: plain data from which `supernet.construct` rebuilds this space; stored in checkpoints.
+        lengths: for a key whose readable form is a list as long as another gene's value, that gene's key: with
+            {"num_heads": "layer_num"} a subnet of 12 layers shows 12 numbers of heads. A single gene is repeated.
 
     Raises:
         ValueError: if options are empty, not ascending or not distinct, or a parent follows its child.
@@ -96,15 +110,17 @@ class Space:
         units: Sequence[Unit],
         module: Callable[[Plan], nn.Module],
         config: Mapping[str, Any],
+        lengths: Mapping[str, str] | None = None,
     ) -> None:
         self.name, self.genes, self.units = name, tuple(genes), tuple(units)
-        self.module, self.config = module, dict(config)
+        self.module, self.config, self.lengths = module, dict(config), dict(lengths or {})
         for position, gene in enumerate(self.genes):
             if not gene.options or list(gene.options) != sorted(set(gene.options)):
                 raise ValueError(f"{gene.name}: options must be distinct and ascending, got {list(gene.options)}")
             if gene.parent is not None and not 0 <= gene.parent < position:
                 raise ValueError(f"{gene.name}: its parent must come before it")
         self._option_index = [{option: i for i, option in enumerate(g.options)} for g in self.genes]
+        self._entries = Counter(gene.key for gene in self.genes)
         self._unit_spec = [lru_cache(maxsize=None)(unit.spec) for unit in self.units]
         self.plan = lru_cache(maxsize=4096)(self._plan)
 
@@ -140,29 +156,47 @@ class Space:
                 grouped[gene.key] = value
             else:
                 grouped.setdefault(gene.key, []).append(value)
+        for key, by in self.lengths.items():
+            value, length = grouped[key], int(grouped[by])
+            grouped[key] = value[:length] if isinstance(value, list) else [value] * length
         return Arch(tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in grouped.items()))
 
     def from_json(self, data: Mapping[str, Any]) -> Arch:
         """The arch of a readable dictionary (see `Arch.to_json`).
 
+        Also read: the published codes' names of the keys (`ALIASES`), keys left out where there is nothing to
+        choose, lists without the entries of skipped blocks at their end, and a list of equal values for one value.
+
         Raises:
             ValueError: on unknown, missing or wrongly sized entries and on values that are not options.
         """
         keys = dict.fromkeys(gene.key for gene in self.genes)
-        if set(data) != set(keys):
+        named = {key if key in keys else ALIASES.get(key, key): value for key, value in data.items()}
+        needed = {gene.key for gene in self.genes if len(gene.options) > 1}
+        if not needed <= set(named) <= set(keys) or len(named) != len(data):
             raise ValueError(f"an arch of space {self.name!r} has the keys {list(keys)}, got {list(data)}")
-        codes = []
+        codes: list[int] = []
         for gene, table in zip(self.genes, self._option_index, strict=True):
-            value = data[gene.key]
-            if gene.index is not None:
-                length = sum(other.key == gene.key for other in self.genes)
-                if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != length:
-                    raise ValueError(f"{gene.key} must be a list of {length} values, got {value!r}")
-                value = value[gene.index]
-            if isinstance(value, list | dict) or value not in table:
+            value = self._entry(gene, named[gene.key], codes) if gene.key in named else gene.options[0]
+            if isinstance(value, list | dict | bool) or value not in table:
                 raise ValueError(f"{gene.name}={value!r} is not one of {list(gene.options)}")
             codes.append(table[value])
         return self.decode(codes)
+
+    def _entry(self, gene: Gene, value: Any, codes: Sequence[int]) -> Any:
+        """What `value`, found under the key of `gene`, says about it; `codes` are those of the genes before it."""
+        is_list = isinstance(value, Sequence) and not isinstance(value, str)
+        if gene.index is None:
+            same = is_list and len(value) > 0 and all(entry == value[0] for entry in value)
+            return value[0] if same else value
+        length = sum(other.key == gene.key for other in self.genes)
+        if not is_list or len(value) > length:
+            raise ValueError(f"{gene.key} must be a list of {length} values, got {value!r}")
+        if gene.index < len(value):
+            return value[gene.index]
+        if self.counts(gene, codes):
+            raise ValueError(f"{gene.key} must be a list of {length} values, got {value!r}")
+        return gene.options[0]
 
     def counts(self, gene: Gene, codes: Sequence[int]) -> bool:
         """Whether `gene` counts, given the option indices of (at least) the genes before it."""
@@ -284,7 +318,7 @@ class Space:
         """The space whose one subnet is `arch`: a supernet of it is that network alone."""
         genes = [replace(gene, options=(value,)) for gene, value in zip(self.genes, self._values(arch), strict=True)]
         config = {"_target_": "supernet.space.restrict", "space": self.config, "arch": arch.to_json()}
-        return Space(self.name, genes, self.units, self.module, config)
+        return Space(self.name, genes, self.units, self.module, config, self.lengths)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -297,16 +331,26 @@ class Space:
     # Internals -------------------------------------------------------------------------------------------------
 
     def _values(self, arch: Arch) -> list[Option]:
-        chosen = dict(arch.choices)
+        chosen: dict[str, Any] = dict(arch.choices)
         try:
-            values: list[Option] = [chosen[g.key] if g.index is None else chosen[g.key][g.index] for g in self.genes]  # type: ignore[index,misc]
-            entries = sum(len(value) if isinstance(value, tuple) else 1 for value in chosen.values())
+            values = [self._chosen(gene, chosen[gene.key]) for gene in self.genes]
+            entries = {key: len(value) if isinstance(value, tuple) else 1 for key, value in chosen.items()}
+            expected = {**self._entries, **{key: int(chosen[by]) for key, by in self.lengths.items()}}
             known = all(value in table for table, value in zip(self._option_index, values, strict=True))
-            if known and entries == len(self.genes):
+            if known and entries == expected:
                 return values
-        except (KeyError, IndexError, TypeError):
+        except (KeyError, IndexError, TypeError, ValueError):
             pass
         raise ValueError(f"the arch {arch.to_json()} does not belong to space {self.name!r}")
+
+    def _chosen(self, gene: Gene, value: Any) -> Option:
+        """The value of one gene, from what an arch holds under its key."""
+        shown: Option = gene.options[0]  # an entry that is left out does not count
+        if gene.key not in self.lengths:
+            shown = value if gene.index is None else value[gene.index]
+        elif gene.index is None or gene.index < len(value):
+            shown = value[gene.index or 0]
+        return shown
 
     def _count(self, position: int) -> int:
         """Distinct settings of a gene together with everything that depends on it."""

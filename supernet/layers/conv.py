@@ -7,10 +7,13 @@ a subnet inside the supernet. B: batch, C: channels, S: side in pixels.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from supernet.slicing import CONV_KERNEL_DIMS, take
+from supernet.layers.kernel_transform import KernelTransformConv2d
+from supernet.slicing import slice_weight, take
 from supernet.specs import ConvSpec, LinearSpec
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -28,7 +31,7 @@ def conv2d(layer: nn.Conv2d, x: Tensor, spec: ConvSpec | None) -> Tensor:
     """[B, C, S, S] -> [B, C', S', S'] with the slice of the layer's weights that `spec` asks for."""
     if spec is None:
         return layer(x)
-    weight = take(layer.weight, spec.weight_shape, CONV_KERNEL_DIMS)
+    weight = slice_weight(layer, spec.weight_shape)
     bias = None if layer.bias is None else take(layer.bias, (spec.out_channels,))
     return F.conv2d(x, weight, bias, spec.stride, spec.kernel // 2, groups=spec.groups)
 
@@ -53,7 +56,7 @@ def linear(layer: nn.Linear, x: Tensor, spec: LinearSpec | None) -> Tensor:
     """[B, in] -> [B, out] with the leading rows and columns that `spec` asks for."""
     if spec is None:
         return layer(x)
-    weight = take(layer.weight, (spec.out_features, spec.in_features))
+    weight = slice_weight(layer, (spec.out_features, spec.in_features))
     return F.linear(x, weight, take(layer.bias, (spec.out_features,)))
 
 
@@ -66,15 +69,7 @@ class ConvNormAct(nn.Module):
 
     def __init__(self, spec: ConvSpec) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(
-            spec.in_channels,
-            spec.out_channels,
-            spec.kernel,
-            spec.stride,
-            spec.kernel // 2,
-            groups=spec.groups,
-            bias=spec.bias,
-        )
+        self.conv = _convolution(spec)
         self.norm: nn.BatchNorm2d | None = None
         if spec.norm_eps is not None:
             self.norm = nn.BatchNorm2d(spec.out_channels, eps=spec.norm_eps, track_running_stats=False)
@@ -85,3 +80,12 @@ class ConvNormAct(nn.Module):
         if self.norm is not None:
             x = batch_norm(self.norm, x, spec)
         return self.act(x)
+
+
+def _convolution(spec: ConvSpec) -> nn.Conv2d:
+    """A plain convolution, or one that smaller kernels are made of."""
+    rest: dict[str, Any] = {"stride": spec.stride, "padding": spec.kernel // 2, "bias": spec.bias}
+    if spec.kernels and spec.kernels[-1] < spec.kernel:
+        chain = [kernel for kernel in spec.kernels if kernel <= spec.kernel]
+        return KernelTransformConv2d(spec.out_channels, chain, **rest)
+    return nn.Conv2d(spec.in_channels, spec.out_channels, spec.kernel, groups=spec.groups, **rest)

@@ -35,6 +35,11 @@ class MBConv(nn.Module):
         self.project = ConvNormAct(spec.project)
         self.shortcut = ConvNormAct(spec.shortcut.conv) if spec.shortcut and spec.shortcut.conv else None
 
+    @property
+    def last_norm(self) -> nn.BatchNorm2d | None:
+        """The norm that ends the branch, see `supernet.init`."""
+        return self.project.norm
+
     def forward(self, x: Tensor, spec: MBConvSpec | None = None, drop_path_rate: float = 0.0) -> Tensor:
         """[B, C, S, S] -> [B, C', S', S']; `drop_path_rate` acts on blocks with an identity shortcut only."""
         out = x

@@ -1,4 +1,4 @@
-"""The MobileNet-like family: MobileNetV2/V3, EfficientNet, BigNAS, AttentiveNAS and AlphaNet spaces.
+"""The MobileNet-like family: MobileNetV2/V3, EfficientNet, BigNAS, AttentiveNAS/AlphaNet, Once-for-All spaces.
 
 A stem, stages of inverted residual blocks, and a head. Resolution, depth and widths are chosen per stage, kernel
 and expand ratio per stage or per block; everything else (stride, squeeze-excite, activation, shortcut) is fixed
@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from supernet.choices import Choice, Genes, fixed, options, unit, whole
 from supernet.layers.conv import ACTIVATIONS, ConvNormAct
 from supernet.layers.head import Head
 from supernet.layers.mbconv import MBConv
-from supernet.space import Gene, Option, Space, Unit
+from supernet.space import Space, Unit
 from supernet.specs import (
     ConvSpec,
     HeadSpec,
@@ -59,6 +61,7 @@ class Stage:
     stride: int
     act: str
     se: SqueezeExciteRule | None
+    fixed: bool  # nothing in it is a gene
 
     @property
     def has_expand(self) -> bool:
@@ -76,17 +79,22 @@ def space(
     shortcut: ShortcutRule = "residual",
     norm_eps: float = 1e-5,
     drop_path_stages: int = 2,
+    kernel_transform: bool = False,
+    width_mult: tuple[float, ...] | None = None,
     num_classes: int = 1000,
     in_channels: int = 3,
 ) -> Space:
     """A MobileNet-like search space.
+
+    The genes: resolution; width of stem, stages and head, unless all are fixed; depth per stage; kernel and expand
+    ratio per stage or per block.
 
     Args:
         name: a word for logs and files.
         resolution: input sides, px.
         stem: `width` (options), `kernel`, `stride`, `act` of the first conv.
         stages: for each, options `width`, `depth`, `kernel`, `expand`; and `stride`, `act`, `se` (true, false, or
-            a mapping of `ratio`, `act`, `gate`).
+            a mapping of `ratio`, `act`, `gate`); `fixed: true` where nothing of it is to be chosen or listed.
         head: `width` options and `act`. With `expand: n` the 1x1 conv before pooling has n times the last stage's
             width and a second 1x1 conv without norm follows it (MobileNetV3); without, it has `width` itself.
         choose: whether kernel and expand ratio are chosen once per stage or for every block.
@@ -94,6 +102,10 @@ def space(
             "always": else average pooling by the stride and a bare 1x1 conv (AttentiveNAS).
         norm_eps: epsilon of the batch norms.
         drop_path_stages: drop-path acts in this many last stages, growing with the block's position.
+        kernel_transform: smaller depthwise kernels are learned maps of the larger ones (Once-for-All), not centre
+            crops.
+        width_mult: options of one multiplier of the widths of stem and stages, each of which is then a single number
+            (slimmable networks); the head keeps its width.
 
     Raises:
         ValueError: naming the entry that is missing, unknown or impossible.
@@ -112,12 +124,13 @@ def space(
         shortcut=shortcut,
         norm_eps=norm_eps,
         drop_path_stages=drop_path_stages,
+        kernel_transform=kernel_transform,
         num_classes=num_classes,
         in_channels=in_channels,
     )
-    _check(builder)
-    genes = _genes(tuple(resolution), builder, choose)
-    return Space(name, genes, builder.units(genes), MBConvNet, config)
+    _check(builder, width_mult)
+    choices = _choose(tuple(resolution), builder, choose, width_mult)
+    return Space(name, choices.genes, builder.units(choices), MBConvNet, config)
 
 
 class MBConvNet(nn.Module):
@@ -150,6 +163,18 @@ class MBConvNet(nn.Module):
 
 
 @dataclass(frozen=True)
+class _Choices:
+    """What the layers read. `widths` are those of the stem, the stages and the head."""
+
+    genes: Genes
+    resolution: Choice
+    widths: list[Choice]
+    depths: list[Choice]
+    kernels: list[list[Choice]]  # [stage][block]
+    expands: list[list[Choice]]
+
+
+@dataclass(frozen=True)
 class _Builder:
     """Turns the data of a space into units. Every width, rounding, stride and size is resolved here."""
 
@@ -159,25 +184,23 @@ class _Builder:
     shortcut: ShortcutRule
     norm_eps: float
     drop_path_stages: int
+    kernel_transform: bool
     num_classes: int
     in_channels: int
 
-    def units(self, genes: Sequence[Gene]) -> list[Unit]:
-        at = {gene.name: i for i, gene in enumerate(genes)}
-        per_block = any(gene.parent is not None for gene in genes)
-        units = [Unit("stem", (at["resolution"], at["width[0]"]), self._stem)]
-        block = 0
+    def units(self, choices: _Choices) -> list[Unit]:
+        side, widths = choices.resolution, choices.widths
+        units = [unit("stem", [side, widths[0]], self._stem)]
+        position = 0
         for s, stage in enumerate(self.stages):
-            first_gene = sum(other.depth[-1] for other in self.stages[:s])
             for b in range(stage.depth[-1]):
-                choice = first_gene + b if per_block else s
-                reads = [at["resolution"], at[f"width[{s + 1}]"], at[f"kernel[{choice}]"], at[f"expand[{choice}]"]]
-                reads.append(at[f"width[{s}]"] if b == 0 else at[f"depth[{s}]"])
-                units.append(Unit(f"stages.{s}.{b}", tuple(reads), self._block(s, b, block)))
-                block += 1
-        last = len(self.stages)
-        reads = [at["resolution"], at[f"width[{last}]"], at[f"width[{last + 1}]"]]
-        return [*units, Unit("head", tuple(reads), self._head)]
+                shape = [choices.kernels[s][b], choices.expands[s][b]]
+                width_in = widths[s] if b == 0 else widths[s + 1]
+                depth = fixed(1) if b == 0 else choices.depths[s]
+                reads = [side, widths[s + 1], *shape, width_in, depth]
+                units.append(unit(f"stages.{s}.{b}", reads, self._block(s, b, position)))
+                position += 1
+        return [*units, unit("head", [side, widths[-2], widths[-1]], self._head)]
 
     def _size(self, resolution: int, stage: int) -> int:
         """The side of the feature map that enters `stage`, px. Strided layers round up."""
@@ -204,14 +227,16 @@ class _Builder:
         total = sum(other.depth[-1] for other in self.stages)
         drop = position / total if s >= len(self.stages) - self.drop_path_stages else 0.0
 
-        def spec(resolution: int, width: int, kernel: int, expand: float, width_in_or_depth: int) -> MBConvSpec | None:
-            size_in = self._size(resolution, s)
+        def spec(
+            resolution: int, width: int, kernel: int, expand: float, width_in: int, depth: int
+        ) -> MBConvSpec | None:
+            if b >= depth:
+                return None  # the stage is shallower
             size = self._size(resolution, s + 1)
             if b == 0:
-                return self._mbconv(stage, width_in_or_depth, width, size_in, size, kernel, expand, drop)
-            if b >= width_in_or_depth:
-                return None  # the stage is shallower
-            return self._mbconv(stage, width, width, size, size, kernel, expand, drop, stride=1)
+                size_in = self._size(resolution, s)
+                return self._mbconv(stage, width_in, width, size_in, size, kernel, expand, drop)
+            return self._mbconv(stage, width_in, width, size, size, kernel, expand, drop, stride=1)
 
         return spec
 
@@ -229,14 +254,30 @@ class _Builder:
     ) -> MBConvSpec:
         stride = stage.stride if stride is None else stride
         middle = make_divisible(round(width_in * expand)) if stage.has_expand else width_in
+        depthwise = self._conv(
+            middle,
+            middle,
+            size,
+            stage.act,
+            kernel=kernel,
+            stride=stride,
+            depthwise=True,
+            kernels=self._chain(stage, kernel),
+        )
         return MBConvSpec(
             expand=self._conv(width_in, middle, size_in, stage.act) if stage.has_expand else None,
-            depthwise=self._conv(middle, middle, size, stage.act, kernel=kernel, stride=stride, depthwise=True),
+            depthwise=depthwise,
             se=_squeeze_excite(stage.se, middle) if stage.se else None,
             project=self._conv(middle, width, size),
             shortcut=self._shortcut(width_in, width, size_in, size, stride),
             drop_path=drop_path,
         )
+
+    def _chain(self, stage: Stage, kernel: int) -> tuple[int, ...]:
+        """The sizes from the largest to `kernel`, where smaller kernels are made of larger ones."""
+        if not self.kernel_transform or kernel == stage.kernel[-1]:
+            return ()
+        return tuple(size for size in reversed(stage.kernel) if size >= kernel)
 
     def _shortcut(self, width_in: int, width: int, size_in: int, size: int, stride: int) -> ShortcutSpec | None:
         if stride == 1 and width_in == width:
@@ -262,23 +303,53 @@ def _squeeze_excite(rule: SqueezeExciteRule, channels: int) -> SqueezeExciteSpec
     )
 
 
-def _genes(resolution: tuple[int, ...], builder: _Builder, choose: str) -> list[Gene]:
-    """resolution, width[stem, stages.., head], depth[stage], kernel[..], expand[..]; the last two per `choose`."""
-    stages = builder.stages
-    genes = [Gene("resolution", None, _options("resolution", resolution))]
-    widths = [_options("stem.width", builder.stem["width"]), *(s.width for s in stages)]
-    widths.append(_options("head.width", builder.head["width"]))
-    genes += [Gene("width", i, options) for i, options in enumerate(widths)]
-    depth_at = len(genes)
-    genes += [Gene("depth", i, stage.depth) for i, stage in enumerate(stages)]
-    for key in ("kernel", "expand"):
-        owners: list[tuple[Stage, int | None, float]] = [(stage, None, 0) for stage in stages]
-        if choose == "block":
+def _choose(
+    resolution: tuple[int, ...], builder: _Builder, choose: str, width_mult: tuple[float, ...] | None
+) -> _Choices:
+    """The genes, in this order: resolution, width_mult or width[..], depth[..], kernel[..], expand[..]."""
+    genes, stages = Genes(), builder.stages
+    side = genes.add("resolution", options("resolution", resolution))
+    widths = [options("stem.width", builder.stem["width"]), *(s.width for s in stages)]
+    widths.append(options("head.width", builder.head["width"]))
+    if width_mult is not None:
+        factor = genes.add("width_mult", options("width_mult", width_mult))
+        width_choices = [factor.map(_scaled(base)) for (base,) in widths[:-1]]
+        width_choices.append(fixed(widths[-1][0]))
+    elif all(len(choice) == 1 for choice in widths):
+        width_choices = [fixed(width) for (width,) in widths]
+    else:
+        width_choices = [genes.add("width", choice, i) for i, choice in enumerate(widths)]
+    free = accumulate((not stage.fixed for stage in stages), initial=0)  # free stages before each
+    depths = [
+        fixed(stage.depth[0]) if stage.fixed else genes.add("depth", stage.depth, index)
+        for stage, index in zip(stages, free, strict=False)
+    ]
+    kernels, expands = (_per_stage(genes, key, stages, depths, choose == "block") for key in ("kernel", "expand"))
+    return _Choices(genes, side, width_choices, depths, kernels, expands)
+
+
+def _per_stage(
+    genes: Genes, key: str, stages: Sequence[Stage], depths: Sequence[Choice], per_block: bool
+) -> list[list[Choice]]:
+    """The choices of `key` for every block [stage][block]: one gene per stage, or one per block."""
+    rows: list[list[Choice]] = []
+    index = 0
+    for stage, depth in zip(stages, depths, strict=True):
+        blocks, values = range(stage.depth[-1]), getattr(stage, key)
+        if stage.fixed:
+            rows.append([fixed(values[0]) for _ in blocks])
+        elif per_block:
             # Blocks below the smallest depth always count: "depth > b" holds for each of its options.
-            owners = [(stage, depth_at + i, b) for i, stage in enumerate(stages) for b in range(stage.depth[-1])]
-        for i, (stage, parent, above) in enumerate(owners):
-            genes.append(Gene(key, i, getattr(stage, key), parent, above))
-    return genes
+            rows.append([genes.add(key, values, index + b, depth, b) for b in blocks])
+            index += len(blocks)
+        else:
+            rows.append([genes.add(key, values, index)] * len(blocks))
+            index += 1
+    return rows
+
+
+def _scaled(base: float) -> Callable[[float], int]:
+    return lambda factor: make_divisible(base * factor)
 
 
 def _stage(data: Mapping[str, Any], index: int) -> Stage:
@@ -286,29 +357,46 @@ def _stage(data: Mapping[str, Any], index: int) -> Stage:
     entries = _entries(
         data,
         where,
-        {"width": None, "depth": None, "kernel": None, "expand": None, "stride": 1, "act": "swish", "se": False},
+        {
+            **dict.fromkeys(("width", "depth", "kernel", "expand")),
+            **{"stride": 1, "act": "swish", "se": False, "fixed": False},
+        },
     )
-    options = {key: _options(f"{where}.{key}", entries[key]) for key in ("width", "depth", "kernel", "expand")}
+    choices = {key: options(f"{where}.{key}", entries[key]) for key in ("width", "depth", "kernel", "expand")}
     for key in ("width", "depth", "kernel"):
-        _whole(f"{where}.{key}", options[key], odd=key == "kernel")
-    _whole(f"{where}.stride", (entries["stride"],))
+        whole(f"{where}.{key}", choices[key], odd=key == "kernel")
+    whole(f"{where}.stride", (entries["stride"],))
+    if type(entries["fixed"]) is not bool:
+        raise ValueError(f"{where}.fixed={entries['fixed']!r}: give true or false")
+    if entries["fixed"] and any(len(values) > 1 for values in choices.values()):
+        raise ValueError(f"{where}: has something to choose and is fixed; give single values, or drop fixed")
     se = entries["se"]
     if not isinstance(se, bool | Mapping):
         raise ValueError(f"{where}.se={se!r}: give true, false, or a mapping of ratio, act and gate")
     rule = SqueezeExciteRule(**(se if isinstance(se, Mapping) else {})) if se is not False else None
-    return Stage(**options, stride=entries["stride"], act=entries["act"], se=rule)  # type: ignore[arg-type]
+    rest = {key: entries[key] for key in ("stride", "act", "fixed")}
+    return Stage(**choices, se=rule, **rest)  # type: ignore[arg-type]
 
 
-def _check(builder: _Builder) -> None:
+def _check(builder: _Builder, width_mult: tuple[float, ...] | None) -> None:
     """Refuse single values that no network can be built from; `ValueError` names the entry."""
+    if width_mult is not None:
+        for name, width in (
+            ("stem", builder.stem["width"]),
+            *((f"stages[{i}]", s.width) for i, s in enumerate(builder.stages)),
+        ):
+            if len(options(f"{name}.width", width)) > 1:
+                raise ValueError(f"{name}.width={list(width)}: a single number only, with width_mult")
+        if len(options("head.width", builder.head["width"])) > 1:
+            raise ValueError(f"head.width={builder.head['width']}: a single number only, with width_mult")
     for part, entries in (("stem", builder.stem), ("head", builder.head)):
-        _whole(f"{part}.width", _options(f"{part}.width", entries["width"]))
-    _whole("stem.kernel", (builder.stem["kernel"],), odd=True)
-    _whole("stem.stride", (builder.stem["stride"],))
+        whole(f"{part}.width", options(f"{part}.width", entries["width"]))
+    whole("stem.kernel", (builder.stem["kernel"],), odd=True)
+    whole("stem.stride", (builder.stem["stride"],))
     if builder.head["expand"] is not None:
-        _whole("head.expand", (builder.head["expand"],))
-    _whole("num_classes", (builder.num_classes,))
-    _whole("in_channels", (builder.in_channels,))
+        whole("head.expand", (builder.head["expand"],))
+    whole("num_classes", (builder.num_classes,))
+    whole("in_channels", (builder.in_channels,))
     if builder.norm_eps <= 0:
         raise ValueError(f"norm_eps={builder.norm_eps}: must be positive")
     if builder.drop_path_stages < 0:
@@ -316,13 +404,6 @@ def _check(builder: _Builder) -> None:
     for i, stage in enumerate(builder.stages):
         if builder.shortcut == "always" and stage.stride > 2:
             raise ValueError(f"stages[{i}].stride={stage.stride}: with shortcut=always strides are 1 or 2")
-
-
-def _whole(where: str, values: Sequence[Any], odd: bool = False) -> None:
-    if any(type(value) is not int or value < 1 for value in values):
-        raise ValueError(f"{where}: whole numbers of at least 1 only, got {list(values)}")
-    if odd and any(value % 2 == 0 for value in values):
-        raise ValueError(f"{where}: kernels must be odd, got {list(values)}")
 
 
 def _entries(data: Mapping[str, Any], where: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -336,14 +417,3 @@ def _entries(data: Mapping[str, Any], where: str, defaults: Mapping[str, Any]) -
     if entries["width"] is None:
         raise ValueError(f"{where}.width is missing: give a list of channels such as [16, 24]")
     return entries
-
-
-def _options(where: str, values: Any) -> tuple[Option, ...]:
-    """A tuple of positive numbers, ascending and distinct; a single number counts as a list of one."""
-    if values is None:
-        raise ValueError(f"{where} is missing: give a list of options")
-    options = tuple(values) if isinstance(values, Sequence) and not isinstance(values, str) else (values,)
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) and v > 0 for v in options)
-    if not options or not numbers or list(options) != sorted(set(options)):
-        raise ValueError(f"{where}={values!r}: give positive numbers, ascending and without repeats")
-    return options

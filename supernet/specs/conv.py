@@ -1,44 +1,19 @@
-"""Frozen layer specs: what a plan is made of.
-
-A spec says how large one layer is for one subnet. It owns the formulae for its MACs and parameters, next to
-the shapes that they count. MACs are multiply-accumulates of convolutions and linear layers on one image;
-normalisation, activation and pooling count nothing (the convention of `torch.utils.flop_counter`, halved).
-"""
+"""Specs of convolutions, linear layers and the blocks made of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from functools import cached_property, reduce
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from functools import cached_property
 
-
-class LayerSpec(Protocol):
-    """What every layer spec offers."""
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates for one image."""
-
-    @property
-    def params(self) -> int:
-        """Trainable parameters, norm scales and shifts included."""
-
-
-def make_divisible(value: float, divisor: int = 8) -> int:
-    """Round a width to a multiple of `divisor`, at least `divisor`, never more than 10% below `value`.
-
-    The rule of MobileNetV2 and its descendants.
-    """
-    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * value else rounded
+from supernet.specs.base import LayerSpec
 
 
 @dataclass(frozen=True)
 class ConvSpec:
     """A square 2-d convolution, with its batch norm (if any) and activation.
 
-    `size` is the side of the output in pixels; padding is always kernel // 2.
+    `size` is the side of the output in pixels; padding is always kernel // 2. `kernels` is for kernels that are made
+    of a larger one by learned maps: all sizes on the way, from the largest to this one.
     """
 
     in_channels: int
@@ -50,6 +25,7 @@ class ConvSpec:
     bias: bool = False
     norm_eps: float | None = 1e-5  # None: no norm
     act: str = "identity"
+    kernels: tuple[int, ...] = ()
 
     @property
     def groups(self) -> int:
@@ -166,53 +142,3 @@ class HeadSpec:
     @property
     def params(self) -> int:
         return self.conv.params + (self.mix.params if self.mix else 0) + self.classifier.params
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Every layer of one subnet, resolved. Names are the module names inside the network."""
-
-    resolution: int  # input side, px
-    layers: tuple[tuple[str, Any], ...]
-
-    @cached_property
-    def _by_name(self) -> Mapping[str, Any]:
-        return dict(self.layers)
-
-    def get(self, name: str) -> Any:
-        """The spec of the layer called `name`; None where the subnet skips it."""
-        return self._by_name.get(name)
-
-    def __getitem__(self, name: str) -> Any:
-        return self._by_name[name]
-
-    @cached_property
-    def macs(self) -> int:
-        return sum(spec.macs for _, spec in self.layers)
-
-    @cached_property
-    def params(self) -> int:
-        return sum(spec.params for _, spec in self.layers)
-
-
-Spec = TypeVar("Spec")
-
-
-def union(specs: Iterable[Spec]) -> Spec:
-    """The smallest spec that holds every one of `specs`: field by field the largest value.
-
-    Parts that only some of them have (a shortcut's 1x1 conv, say) are in the union; None entries are skipped.
-    """
-    return reduce(_union_pair, specs)
-
-
-def _union_pair(a: Any, b: Any) -> Any:
-    if a is None or b is None:
-        return a if b is None else b
-    if a is b or a == b:
-        return a
-    if is_dataclass(a) and not isinstance(a, type):
-        return type(a)(**{f.name: _union_pair(getattr(a, f.name), getattr(b, f.name)) for f in fields(a)})
-    if isinstance(a, str):
-        raise ValueError(f"layers that share weights cannot differ in {a!r} against {b!r}")
-    return max(a, b)
