@@ -16,6 +16,14 @@ from supernet.layers.kernel_transform import KernelTransformConv2d
 from supernet.slicing import slice_weight, take
 from supernet.specs import ConvSpec, LinearSpec
 
+
+class HardSigmoid(nn.Module):
+    """relu6(x + 3) / 6. PyTorch's own is the same, but its fp64 gradient has the precision of fp32 (1/6 rounded)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu6(x + 3) / 6
+
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "identity": nn.Identity,
     "relu": nn.ReLU,
@@ -23,7 +31,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "swish": nn.SiLU,
     "hswish": nn.Hardswish,
     "sigmoid": nn.Sigmoid,
-    "hsigmoid": nn.Hardsigmoid,
+    "hsigmoid": HardSigmoid,
 }
 
 
