@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from search.algorithm import Trial, best_of
 from search.evaluator import costs
 from search.job import Job
@@ -39,13 +41,14 @@ def rescore(job: Job, trials: Sequence[Trial], log: RunLog, label: str) -> tuple
 def ship(job: Job, arch: Arch, scores: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """extract -> calibrate -> test once -> export to `folder/subnet`; returns what is known about the subnet.
 
-    `scores` are metrics by split that are known already.
+    `scores` are metrics by split that are known already. Without data nothing is scored, and the exported file is
+    compared on noise.
     """
     net, data, settings = job.run.net, job.data, job.settings
     resolution = net.space.resolution(arch)
     subnet = calibrated_subnet(net, arch, data, job.calibration_images)
     metrics = dict(scores)
-    if settings.test:
+    if settings.test and data is not None:
         metrics["test"] = evaluate(subnet, data.evaluation("test", resolution))._asdict()
     largest = net.space.plan(net.space.largest())
     price = costs(net.space, arch)
@@ -56,8 +59,13 @@ def ship(job: Job, arch: Arch, scores: Mapping[str, Any], folder: Path) -> dict[
         "seed": settings.seed,
         "calibration_images": job.calibration_images,
     }
-    images = data.evaluation("val", resolution)[0][0][:COMPARED]
-    differences = export(subnet, arch, net, folder / EXPORT, data.info, images, metrics, provenance, settings.formats)
+    if data is not None:
+        images = data.evaluation("val", resolution)[0][0][:COMPARED]
+    else:
+        noise = torch.Generator().manual_seed(settings.seed)
+        images = torch.randn(4, job.info.channels, resolution, resolution, generator=noise)
+        images = images.to(next(net.parameters()).device)
+    differences = export(subnet, arch, net, folder / EXPORT, job.info, images, metrics, provenance, settings.formats)
     return {
         "arch": arch.to_json(),
         **price,
@@ -71,4 +79,4 @@ def ship(job: Job, arch: Arch, scores: Mapping[str, Any], folder: Path) -> dict[
 
 def validate(job: Job, arch: Arch) -> Metrics:
     """Metrics of one subnet on the validation split."""
-    return evaluate_subnet(job.run.net, arch, job.data, "val", job.calibration_images)
+    return evaluate_subnet(job.run.net, arch, job.images, "val", job.calibration_images)

@@ -13,53 +13,87 @@ import torch
 from search.constraint import Budget, Constraint, number, range_of
 from search.settings import SearchSettings
 from supernet.build import OpenedRun, changed_splits, make_data, open_run, pick_device
+from supernet.calibrate import has_statistics
 from supernet.construct import construct
 from supernet.errors import UserError
-from supernet.runs import RESULTS, is_locked, newest_finished, read_json
+from supernet.runs import CHECKPOINT, RESULTS, is_locked, newest_finished, read_json
 
 if TYPE_CHECKING:
-    from supernet.data import Data
+    from supernet.data import Data, DataInfo
 
 TRIALS = "trials.jsonl"
+PUBLISHED_CALIBRATION = 2000  # images; what Once-for-All takes
 
 
 @dataclass(frozen=True)
 class Job:
-    """One search: `config` is the whole configuration, `settings` its validated part."""
+    """One search: `config` is the whole configuration, `settings` its validated part.
+
+    `data` is None where a checkpoint published elsewhere is exported without any.
+    """
 
     settings: SearchSettings
     config: Mapping[str, Any]
     run: OpenedRun
-    data: Data
+    data: Data | None
     budget: Budget
 
     @property
     def root(self) -> Path:
-        """The folder of all searches in the training run."""
+        """The folder of all searches in the training run; of a file published elsewhere, a folder in `runs_dir`."""
+        if not self.run.config:
+            return Path(self.settings.runs_dir) / "pretrained" / self.run.source.name.split(".")[0] / "search"
         return self.run.folder / "search"
+
+    @property
+    def images(self) -> Data:
+        """The data, where scores are needed."""
+        assert self.data is not None
+        return self.data
+
+    @property
+    def info(self) -> DataInfo:
+        """Facts about the data; of ImageNet, as the published codes normalise it, where none is given."""
+        if self.data is not None:
+            return self.data.info
+        from supernet.data.base import DataInfo
+
+        space = self.run.net.space
+        classes, side = int(space.description["num_classes"]), space.resolution(space.largest())
+        channels = int(space.description["in_channels"])
+        mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        return DataInfo("imagenet", classes, (), channels, side, mean, std, (side,))
 
     @property
     def calibration_images(self) -> int:
         """As asked for, else as the training run has it: scores are then those that the run reported."""
-        return self.settings.calibration_images or int(self.run.config["train"]["calibration_images"])
+        if self.data is None:
+            return 0
+        if self.settings.calibration_images is not None:
+            return self.settings.calibration_images
+        return int(self.run.config["train"]["calibration_images"]) if self.run.config else PUBLISHED_CALIBRATION
 
     def facts(self) -> list[str]:
         """Lines that tell the user what is searched, and what is reachable."""
         space = self.budget.space
         ranges = {name: f"{number(low)} to {number(high)}" for name, (low, high) in range_of(space).items()}
-        sizes = self.data.sizes
         newest = " (the newest finished training run)" if self.settings.checkpoint is None else ""
-        if not (self.run.folder / RESULTS).exists():
+        if not self.run.config:
+            newest += " (published elsewhere)"
+        elif not (self.run.folder / RESULTS).exists():
             newest += f" (its training has not ended: step {self.run.step:,})"
         binds = "" if not self.budget.feasible(space.largest()) else " (does not bind: the largest subnet is inside)"
         reach = f"{ranges['macs']} MACs, {ranges['params']} params"
-        return [
+        facts = [
             f"checkpoint: {self.run.source}{newest}",
             f"space {space.name!r}: {_count(space.size())} subnets, {reach}",
             f"budget: {self.budget.describe()}{binds}",
-            f"images: {sizes['search']:,} to search on, {sizes['val']:,} to choose among the finalists, "
-            f"{sizes['test']:,} to test",
         ]
+        if self.data is None:
+            return [*facts, "images: none, so nothing is scored; to score: data=imagenet data.root=<folder>"]
+        sizes = self.data.sizes
+        splits = f"{sizes['search']:,} to search on, {sizes['val']:,} to choose among the finalists"
+        return [*facts, f"images: {splits}, {sizes['test']:,} to test"]
 
     def setup(self) -> dict[str, Any]:
         """Whatever decides scores and proposals; a resumed search must have the same."""
@@ -105,13 +139,37 @@ def open_job(config: Mapping[str, Any]) -> Job:
     settings = SearchSettings.of(config)
     constraint: Constraint = construct(config["constraint"], "constraint")
     device = pick_device(settings.device)
-    run = open_run(_checkpoint(settings), device)
+    run = open_run(_checkpoint(settings), device, settings.family, settings.space)
     space = run.net.space
     if space.size() == 1 and settings.arch is None:
         raise UserError(
             f"{run.source} holds one subnet only, there is nothing to search: evaluate it with arch=largest"
         )
     budget = constraint.on(space)
+    data = _open_data(run, settings, device)
+    job = Job(settings, config, run, data, budget)
+    has_norms = any(isinstance(module, torch.nn.BatchNorm2d) for module in run.net.modules())
+    if not job.calibration_images and has_norms and not has_statistics(run.net):
+        raise UserError(
+            f"calibration_images=0 keeps the batch-norm statistics of the checkpoint, but {run.source} holds none"
+        )
+    return job
+
+
+def _open_data(run: OpenedRun, settings: SearchSettings, device: torch.device) -> Data | None:
+    """The training run's data, or what the configuration names; None if an export can do without.
+
+    Raises:
+        UserError: if it is missing, or is not what the supernet was trained for.
+    """
+    space = run.net.space
+    if not run.config and "_target_" not in settings.data_overrides:
+        if settings.arch is None:
+            raise UserError(
+                f"{run.source} brings no data to search on: say data=imagenet data.root=<folder>, or another data=; "
+                "with arch=<subnet> a subnet is exported without"
+            )
+        return None
     data = make_data(run.config, device, settings.data_overrides)
     for key, mine in (("num_classes", data.info.num_classes), ("in_channels", data.info.channels)):
         theirs = space.description.get(key, mine)
@@ -125,7 +183,7 @@ def open_job(config: Mapping[str, Any]) -> Job:
             f"the data has changed since {run.source} was trained ({', '.join(changed)} differ): images held out here "
             "may have been trained on, so no score would mean anything; restore the data, or train again"
         )
-    return Job(settings, config, run, data, budget)
+    return data
 
 
 def _checkpoint(settings: SearchSettings) -> Path:
@@ -138,7 +196,8 @@ def _checkpoint(settings: SearchSettings) -> Path:
         saved = Path(begun) / "config.json"
         if saved.is_file():  # a search lies in its run's folder, wherever that was moved
             source, run = Path(read_json(saved)["checkpoint"]), Path(begun).resolve().parent.parent
-            return run / source.name if source.suffix == ".pt" else run
+            moved = run / source.name if source.suffix == ".pt" else run
+            return moved if moved.is_file() or (moved / CHECKPOINT).is_file() else source
     return newest_finished(runs)
 
 

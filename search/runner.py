@@ -20,6 +20,7 @@ from search.loop import run_trials
 from search.random import Random
 from search.report import plot_front, write_front
 from supernet.build import parse_arch
+from supernet.calibrate import has_statistics
 from supernet.construct import construct
 from supernet.evaluate import Metrics, evaluate_subnet
 from supernet.log import RunLog
@@ -83,7 +84,7 @@ def main(config: Mapping[str, Any]) -> float:
 
 def _search(job: Job, algorithm: Algorithm, name: str, folder: Path, log: RunLog) -> float:
     settings, setup = job.settings, job.setup()
-    evaluator = SupernetEvaluator(job.run.net, job.data, job.calibration_images)
+    evaluator = SupernetEvaluator(job.run.net, job.images, job.calibration_images)
 
     def outcome(searcher: Algorithm, label: str, file: str, facts: Mapping[str, Any]) -> Outcome:
         history = History(folder / file, job.budget.space, facts)
@@ -123,11 +124,14 @@ def _one(job: Job, arch: Arch) -> float:
     with RunLog(folder) as log:
         for line in job.facts():
             log.say(line)
-        shipped = ship(job, arch, {"val": validate(job, arch)._asdict()}, folder)
+        if not job.calibration_images and has_statistics(job.run.net):
+            log.say("statistics: the checkpoint's own, which fit only the subnet that they were measured on")
+        scores = {"val": validate(job, arch)._asdict()} if job.data else {}
+        shipped = ship(job, arch, scores, folder)
         write_json(folder / RESULTS, {"kind": "arch", **_about(job), "winner": shipped})
         rows = [_row(str(job.settings.arch), shipped, shipped["metrics"])]
         _conclude(job, folder, log, rows, is_search=False)
-    return float(shipped["metrics"]["val"]["top1"])
+    return float(scores["val"]["top1"]) if scores else 0.0
 
 
 def _dry(job: Job) -> bool:
@@ -135,11 +139,14 @@ def _dry(job: Job) -> bool:
     settings, space = job.settings, job.budget.space
     if not settings.dry_run:
         return False
+    if job.data is None:
+        print("\n".join(job.facts()))
+        return True
     seconds = []
     for arch in (space.smallest(), space.largest()):
         for _ in range(2):  # the first prepares and caches the images
             start = time.perf_counter()
-            evaluate_subnet(job.run.net, arch, job.data, "search", job.calibration_images)
+            evaluate_subnet(job.run.net, arch, job.images, "search", job.calibration_images)
         seconds.append(time.perf_counter() - start)
     searches = 1 + (settings.baseline is not None)
     count = 1 if settings.arch is not None else searches * (settings.evaluations + settings.finalists)
@@ -168,8 +175,8 @@ def _about(job: Job) -> dict[str, Any]:
         "budget": {"macs": job.budget.macs, "params": job.budget.params},
         "seed": job.settings.seed,
         "calibration_images": job.calibration_images,
-        "images": dict(job.data.sizes),
-        "data": job.data.info.name,
+        "images": dict(job.data.sizes) if job.data else None,
+        "data": job.data.info.name if job.data else None,
     }
 
 
@@ -189,6 +196,8 @@ def _conclude(job: Job, folder: Path, log: RunLog, rows: Sequence[Sequence[str]]
     log.say(f"subnet:  {folder / EXPORT}")
     load = f"load_subnet({str(folder / EXPORT)!r})"
     log.say(f"use it:  from supernet import load_subnet; model = {load}")
+    if not job.run.config:
+        return
     tune = ["python", "train.py", *_training_overrides(job.run.folder), f"init_from={job.run.source}"]
     log.say(f"tune it: {shlex.join([*tune, f'arch={folder / EXPORT}/arch.json'])}")
 

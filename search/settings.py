@@ -16,6 +16,8 @@ class SearchSettings:
     """See `configs/search.yaml` for the meaning of each."""
 
     checkpoint: str | None
+    family: str | None
+    space: Mapping[str, Any]
     runs_dir: str
     arch: str | Mapping[str, Any] | None
     resume: str | None
@@ -31,10 +33,11 @@ class SearchSettings:
     data: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        for name in ("evaluations", "calibration_images", "finalists"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
+        for name in ("evaluations", "finalists"):
+            if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.calibration_images is not None and self.calibration_images < 0:
+            raise UserError(f"calibration_images={self.calibration_images}: must not be negative")
         if self.seed < 0:
             raise UserError(f"seed={self.seed}: must not be negative")
         if self.arch is not None and self.resume is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from supernet import checkpoint
+from supernet import checkpoint, references
 from supernet.construct import construct_only, nearest
 from supernet.errors import UserError
 from supernet.net import Supernet
@@ -49,7 +49,7 @@ def make_space(config: Mapping[str, Any], num_classes: int, in_channels: int) ->
 
 def make_data(config: Mapping[str, Any], device: torch.device, overrides: Mapping[str, Any] | None = None) -> Data:
     """The data of a training configuration, with entries of its `data` section replaced by `overrides`."""
-    section = {**config["data"], **(overrides or {})}
+    section = {**config.get("data", {}), **(overrides or {})}
     data: Data = construct_only(section, "data", ("supernet.data.",), device=device)
     return data
 
@@ -82,8 +82,10 @@ def pick_device(name: str) -> torch.device:
 def load_supernet(path: str | Path) -> Supernet:
     """The supernet of a training run: `path` is a run folder or one of its checkpoint files. On the CPU.
 
+    A checkpoint file that was published elsewhere is recognised, see `supernet.load_pretrained`.
+
     Raises:
-        UserError: if it is missing, damaged or not a checkpoint of this project.
+        UserError: if it is missing, damaged or of an unknown kind.
     """
     return open_run(Path(path), torch.device("cpu")).net
 
@@ -93,7 +95,8 @@ class OpenedRun:
     """A trained supernet with what is known about it. Weights are the moving average where the run kept one.
 
     `source` is what names these weights: the run's folder, or the checkpoint file that was asked for. `splits` is the
-    record of the images it was trained on; None in checkpoints that hold none.
+    record of the images it was trained on; None in checkpoints that hold none. Of a checkpoint file that was published
+    elsewhere nothing is known but the weights: `config` is empty.
     """
 
     net: Supernet
@@ -104,14 +107,28 @@ class OpenedRun:
     splits: dict[str, Any] | None
 
 
-def open_run(path: Path, device: torch.device) -> OpenedRun:
-    """Load the supernet of a run folder or checkpoint file.
+def open_run(
+    path: Path, device: torch.device, family: str | None = None, space: Mapping[str, Any] | None = None
+) -> OpenedRun:
+    """Load the supernet of a run folder or checkpoint file, also of one that was published elsewhere.
+
+    For the latter, `family` and `space` are those of `supernet.load_pretrained`.
 
     Raises:
         UserError: see `load_supernet`.
     """
     file = path / CHECKPOINT if path.is_dir() else path
-    state = checkpoint.load(file)
+    try:
+        state = checkpoint.load(file)
+    except checkpoint.ForeignCheckpointError:
+        if path.is_dir():
+            raise
+        from supernet.pretrained import load_pretrained  # it builds families, so it imports this module
+
+        net = load_pretrained(file, family, **(space or {}))
+        return OpenedRun(net.to(device), {}, file.parent, path, 0, None)
+    if family is not None or space:
+        raise UserError(f"{file} says itself what it holds: drop family= and space=, they are for files of others")
     missing = {"space", "model", "config", "step"} - set(state)
     if missing:
         raise UserError(f"checkpoint {file} holds no training run (it lacks {sorted(missing)})")
@@ -130,8 +147,9 @@ def open_run(path: Path, device: torch.device) -> OpenedRun:
 def parse_arch(space: Space, text: str | Mapping[str, Any]) -> Arch:
     """An arch as users name it.
 
-    `text` is "smallest", "largest", "random:<seed>", a JSON file that holds an arch, a row of a front such as
-    "runs/.../front.json#3", the JSON text itself, or the readable dictionary.
+    `text` is "smallest", "largest", "random:<seed>", a published subnet such as "alphanet_a4" (or "alphanet_a4@224", at
+    another resolution), a JSON file that holds an arch, a row of a front such as "runs/.../front.json#3", the JSON text
+    itself, or the readable dictionary.
 
     Raises:
         UserError: saying what is wrong with it.
@@ -151,9 +169,7 @@ def parse_arch(space: Space, text: str | Mapping[str, Any]) -> Arch:
             raise UserError(f"arch={text}: not valid JSON ({error})") from None
     name, _, row = text.partition("#")
     if not Path(name).is_file():
-        raise UserError(
-            f"arch={text}: no such file; give smallest, largest, random:<seed>, a JSON file, or front.json#<row>"
-        )
+        return _reference(space, text)
     data = read_json(Path(name))
     if isinstance(data, dict) and "rows" in data:
         rows = data["rows"]
@@ -163,6 +179,22 @@ def parse_arch(space: Space, text: str | Mapping[str, Any]) -> Arch:
     elif row:
         raise UserError(f"arch={text}: {name} is not a front, so it has no row #{row}")
     return _from_json(space, data, name)
+
+
+def _reference(space: Space, text: str) -> Arch:
+    """A published subnet by name."""
+    known = references.names()
+    if text.partition("@")[0] not in known:
+        close = nearest(text, known)
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
+        raise UserError(
+            f"arch={text}: no such file; {hint}give smallest, largest, random:<seed>, a published subnet such as "
+            "alphanet_a4, a JSON file, or front.json#<row>"
+        )
+    reference = references.lookup(text)
+    if reference.space != space.name:
+        raise UserError(f"arch={text}: that subnet is of space {reference.space!r}, this supernet is {space.name!r}")
+    return _from_json(space, reference.arch, f"arch={text}")
 
 
 def _from_json(space: Space, data: Any, where: str) -> Arch:

@@ -13,7 +13,12 @@ from supernet.runs import write_atomic
 
 FORMAT = "supernet-checkpoint"
 VERSION = 1
+PICKLE = b"\x80\x02"  # how files of torch before 1.6 begin
 CHUNK = 1 << 20  # bytes read at a time when checking a file
+
+
+class ForeignCheckpointError(UserError):
+    """The file may be whole, but this project did not write it."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -33,25 +38,25 @@ def save(path: Path, state: dict[str, Any]) -> None:
 def load(path: Path) -> dict[str, Any]:
     """Read a file of `save`; tensors arrive on the CPU. The keys "format" and "version" are not returned.
 
-    Raises `UserError` when the file is missing, truncated or damaged (every byte is checked), made by
-    something else or by a newer version, or holds objects that could run code when read.
+    Raises `UserError` when the file is missing, truncated or damaged (every byte is checked), made by a newer version,
+    or made by something else, which may hold objects that could run code when read (`ForeignCheckpointError`).
     """
     if not path.exists():
         raise UserError(f"checkpoint {path} does not exist")
     if not path.is_file():
         raise UserError(f"checkpoint {path} is not a file: give the file inside it")
-    _check_whole(path)
+    check_whole(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(
+        raise ForeignCheckpointError(
             f"checkpoint {path} was not made by this project or is unsafe to load: "
             "it holds objects other than tensors and plain values"
         ) from error
     except (RuntimeError, EOFError, KeyError, ValueError) as error:
         raise UserError(f"checkpoint {path} is damaged or is not a checkpoint") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise UserError(f"checkpoint {path} was not made by this project (no {FORMAT!r} mark)")
+        raise ForeignCheckpointError(f"checkpoint {path} was not made by this project (no {FORMAT!r} mark)")
     version = state.get("version")
     if type(version) is not int or version > VERSION:
         raise UserError(
@@ -106,10 +111,13 @@ def _check_plain(value: Any, where: str) -> None:
         raise TypeError(f"{where} is a {type(value).__name__}: only plain values and tensors can be saved")
 
 
-def _check_whole(path: Path) -> None:
+def check_whole(path: Path) -> None:
     """Compare every entry with its checksum; torch itself reads flipped bits without complaint."""
     if path.stat().st_size == 0:
         raise UserError(f"checkpoint {path} is empty")
+    with path.open("rb") as file:
+        if file.read(2) == PICKLE:
+            raise ForeignCheckpointError(f"checkpoint {path} was not made by this project: it is in torch's old format")
     try:
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():

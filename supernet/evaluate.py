@@ -49,8 +49,13 @@ def evaluate(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> Metr
     return Metrics(100.0 * correct.item() / count, loss.item() / count, count)
 
 
-def calibrated_subnet(net: Supernet, arch: Arch, data: Data, calibration_images: int) -> nn.Module:
-    """extract -> calibrate: the one way from the supernet to a network that can be scored or shipped."""
+def calibrated_subnet(net: Supernet, arch: Arch, data: Data | None, calibration_images: int) -> nn.Module:
+    """extract -> calibrate: the one way from the supernet to a network that can be scored or shipped.
+
+    With 0 calibration images (or no data) it keeps its slice of the statistics that the supernet holds.
+    """
+    if not calibration_images or data is None:
+        return net.extract(arch).eval()
     return calibrate(net.extract(arch), data.calibration(net.space.resolution(arch), calibration_images))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from supernet.calibrate import has_statistics, track_statistics
 from supernet.slicing import copy_slices
 from supernet.space import Arch, Space
 
@@ -50,10 +51,13 @@ class Supernet(nn.Module):
     def extract(self, arch: Arch) -> nn.Module:
         """The subnet as a module of its own: plain torch layers, copied weights, the same numbers bit for bit.
 
-        Its batch norms use batch statistics until `supernet.calibrate` has measured some.
+        Its batch norms use batch statistics until `supernet.calibrate` has measured some; where the supernet holds
+        running statistics (imported weights may), the subnet gets its slice of them.
         """
         with torch.random.fork_rng(devices=[]):  # construction draws weights that are overwritten at once
             subnet = self.space.module(self.space.plan(arch))
+        if has_statistics(self.net):
+            track_statistics(subnet)
         weight = next(self.parameters())
         subnet.to(device=weight.device, dtype=weight.dtype)
         subnet.to(memory_format=memory_format(self))

@@ -24,7 +24,7 @@ class TrainSettings:
     clip_value: float | None = None
     clip_norm: float | None = None
     ema_decay: float | None = None
-    init: Literal["fan_out", "torch"] = "fan_out"
+    init: Literal["fan_out", "torch", "trunc_normal"] = "fan_out"
     zero_gamma: Literal["identity", "all", "none"] = "identity"
     amp: bool = False
     channels_last: bool = False
@@ -64,6 +64,7 @@ TOP_LEVEL = {
     "init_from": str | None,
     "arch": str | dict | None,
     "init": Literal["supernet", "scratch"],
+    "sort_channels": int | None,
 }
 
 
@@ -77,4 +78,6 @@ def check_top_level(config: Mapping[str, Any]) -> None:
         coerce(config[key], annotation, key)
     if config["seed"] < 0:
         raise UserError(f"seed={config['seed']}: must not be negative")
+    if config["sort_channels"] is not None and not (config["sort_channels"] >= 0 and config["init_from"]):
+        raise UserError(f"sort_channels={config['sort_channels']}: give 0, 1, ... and weights to sort, with init_from=")
     coerce(config["optim"].get("lr"), float, "optim.lr")

@@ -17,6 +17,7 @@ from supernet.net import Supernet
 from supernet.runs import new_run, newest_finished
 from supernet.settings import TrainSettings
 from supernet.slicing import copy_slices
+from supernet.sorting import sort_channels
 
 if TYPE_CHECKING:
     from supernet.data import Data
@@ -75,6 +76,8 @@ def make_net(config: Mapping[str, Any], data: Data, device: torch.device) -> Sup
         space = space.only(parse_arch(space, config["arch"]))
     net = Supernet(space)
     if source is not None and config["init"] == "supernet":
+        if config["sort_channels"] is not None:
+            sort_channels(source, config["sort_channels"])
         copy_slices(source.net, net.net)
     else:
         initialise(net, config["seed"], settings.init, settings.zero_gamma)

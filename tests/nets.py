@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from supernet.space import Arch, Space
 CONFIGS = Path(__file__).parents[1] / "configs"
 NAMED = sorted(path.stem for path in (CONFIGS / "space").glob("*.yaml"))
 TINY = ("tiny_stage", "tiny_block")
+# Any input side does: weights and arithmetic are the same, in less time. Transformers have their side built in.
+SMALL: dict[str, dict[str, Any]] = {name: {"resolution": [32]} for name in NAMED if name.startswith("autoformer")}
+LARGE = [name for name in NAMED if name not in ("mbv3_tiny", "alphanet", "bignas")]
 
 
 def space_of(name: str) -> Space:
@@ -23,7 +27,7 @@ def space_of(name: str) -> Space:
         return tiny_space(shortcut="always")
     if name == "tiny_block":
         return tiny_space(choose="block", resolution=(8,))
-    return supernet.build(name, num_classes=10).space
+    return supernet.build(name, num_classes=10, **SMALL.get(name, {})).space
 
 
 def net_of(name: str) -> supernet.Supernet:

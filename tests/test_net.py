@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import NAMED, TINY, archs, images, net_of, randomise
+from nets import LARGE, NAMED, SMALL, TINY, archs, images, net_of, randomise
 from tiny import tiny_space
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import supernet
 from supernet import calibrate
+from supernet.calibrate import track_statistics
 from supernet.layers.mbconv import drop_path
 from supernet.net import Supernet, memory_format
 
-SIDES = {"alphanet": 64, "bignas": 64}  # any side does: weights and arithmetic are the same, in less time
+SIDES = {name: 64 for name in NAMED if name != "mbv3_tiny" and name not in SMALL}  # any side does, in less time
 
 
 def snapshot(module: nn.Module) -> list[Any]:
@@ -51,7 +52,7 @@ def test_extracted_subnets_give_the_same_numbers(name: str) -> None:
     net = net_of(name)
     randomise(net)
     with torch.no_grad():
-        for arch in [*archs(net.space, 50), net.space.smallest(), net.space.largest()]:
+        for arch in [*archs(net.space, 10 if name in LARGE else 50), net.space.smallest(), net.space.largest()]:
             x = images(2, SIDES.get(name, net.space.resolution(arch)))
             subnet = net.train().extract(arch)
             assert subnet.training
@@ -250,14 +251,17 @@ def test_rates_act_in_training_only() -> None:
 # Calibration ---------------------------------------------------------------------------------------------------
 
 
-def test_calibration_is_the_cumulative_average() -> None:
+def test_calibration_averages_over_images() -> None:
+    """Batches count by their images, variances are biased, and what lies between the batches' means is left out."""
     rng = np.random.default_rng(0)
     batches = [rng.normal(i, 1 + i, (4 + i, 3, 5, 5)).astype(np.float32) for i in range(4)]
     model = calibrate(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)), map(torch.from_numpy, batches))
     norm: Any = model[0]  # type: ignore[index]
-    np.testing.assert_allclose(norm.running_mean, np.mean([b.mean((0, 2, 3)) for b in batches], 0), rtol=1e-5)
-    expected = np.mean([b.var((0, 2, 3), ddof=1) for b in batches], 0)
-    np.testing.assert_allclose(norm.running_var, expected, rtol=1e-5)
+    weights = [len(b) for b in batches]
+    mean = np.average([b.mean((0, 2, 3)) for b in batches], axis=0, weights=weights)
+    np.testing.assert_allclose(norm.running_mean, mean, rtol=1e-5)
+    var = np.average([b.var((0, 2, 3)) for b in batches], axis=0, weights=weights)
+    np.testing.assert_allclose(norm.running_var, var, rtol=1e-5)
     assert not model.training
     assert norm.momentum == 0.1
     calibrate(model, [torch.zeros(2, 3, 5, 5)])  # starts afresh
@@ -281,6 +285,31 @@ def test_only_norms_are_in_training_mode_meanwhile() -> None:
     x = images(4, 5)
     model: Any = calibrate(nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(3)), [x])
     torch.testing.assert_close(model[1].running_mean, x.mean((0, 2, 3)))
+
+
+def test_statistics_in_the_supernet_are_handed_down() -> None:
+    """Imported weights may bring running statistics: subnets then have their slice of them."""
+    net = net_of("tiny_block")
+    randomise(net)
+    track_statistics(net.net)
+    with torch.no_grad():
+        for key, buffer in net.named_buffers():
+            if "running" in key:
+                buffer.copy_(1 + torch.rand(buffer.shape, generator=torch.Generator().manual_seed(len(key))))
+    for arch in archs(net.space, 5):
+        x, subnet = images(2, 8), net.extract(arch)
+        with torch.no_grad():
+            expected = net.eval()(x, arch)
+            assert torch.equal(subnet.eval()(x), expected)
+            assert torch.equal(net.train()(x, arch), subnet.train()(x))  # the batch's own, in training
+            assert not torch.equal(net(x, arch), expected)
+            assert torch.equal(net.eval()(x, arch), expected)  # training has not moved them
+
+
+def test_calibration_of_a_network_without_norms() -> None:
+    model = nn.Sequential(nn.Linear(3, 3))
+    assert calibrate(model, []) is model
+    assert not model.training
 
 
 def test_calibration_needs_images() -> None:
