@@ -7,6 +7,7 @@ from supernet.errors import UserError
 from supernet.evaluate import evaluate
 from supernet.export import load_subnet
 from supernet.net import Supernet
+from supernet.pretrained import load_pretrained
 from supernet.space import Arch, Space
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "calibrate",
     "cost",
     "evaluate",
+    "load_pretrained",
     "load_subnet",
     "load_supernet",
 ]
