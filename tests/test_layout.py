@@ -265,7 +265,7 @@ def test_named_spaces_take_any_number_of_classes() -> None:
     for option in (option for group, option in OPTIONS if group == "space"):
         space: Space = make_space(composed("train", f"space={option}")["space"], num_classes=7, in_channels=1)
         assert space.widest["head"].classifier.out_features == 7
-        assert space.widest["stem"].in_channels == 1
+        assert space.widest.layers[0][1].in_channels == 1
 
 
 def test_the_default_run_takes_its_resolutions_from_the_data() -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import pickle
+import re
 from collections import Counter
 from typing import Any
 
@@ -19,6 +20,7 @@ from nets import NAMED, TINY, all_codes, archs, random_codes, space_of
 import supernet
 from supernet.errors import UserError
 from supernet.space import Gene, Space, restrict
+from supernet.specs import MBConvSpec
 
 SPACES = {name: space_of(name) for name in [*NAMED, *TINY]}
 SIZES = {"alphanet": 440_301_256_704}
@@ -130,7 +132,9 @@ def test_queries_are_pure(space: Space) -> None:
         arch.choices = ()  # type: ignore[misc]
     with pytest.raises(dataclasses.FrozenInstanceError):
         plan.resolution = 1  # type: ignore[misc]
-    arch.to_json()["width"][0] = -1
+    for value in arch.to_json().values():
+        if isinstance(value, list):
+            value[0] = -1
     assert arch == before
 
 
@@ -214,7 +218,7 @@ def test_crossover_takes_each_gene_from_a_parent_that_has_it(space: Space) -> No
                 assert codes[i] in sources, space.genes[i].name
         mixed += child not in (first, second)
         assert space.crossover(first, first, rng) == first
-    assert mixed > 20
+    assert mixed > 20 or len(space.genes) < 4
 
 
 @all_spaces
@@ -223,26 +227,50 @@ def test_bad_codes_name_the_gene(space: Space) -> None:
     with pytest.raises(ValueError, match=f"{len(space.genes)} genes, got {len(space.genes) - 1}"):
         space.decode(codes[:-1])
     for bad in (-1, 99):
-        with pytest.raises(ValueError, match=r"width\[0\]: index"):
+        with pytest.raises(ValueError, match=re.escape(f"{space.genes[1].name}: index")):
             space.decode([0, bad, *codes[2:]])
 
 
 @all_spaces
 def test_bad_json_names_the_entry(space: Space) -> None:
     good = space.smallest().to_json()
+    free = {gene.key for gene in space.genes if len(gene.options) > 1}
     with pytest.raises(ValueError, match="has the keys"):
         space.from_json({**good, "color": 1})
-    with pytest.raises(ValueError, match="has the keys"):
-        space.from_json({key: value for key, value in good.items() if key != "depth"})
-    with pytest.raises(ValueError, match="depth must be a list of"):
-        space.from_json({**good, "depth": good["depth"][:-1]})
-    with pytest.raises(ValueError, match="depth must be a list of"):
-        space.from_json({**good, "depth": 3})
-    for bad in (777, "3", None, [3], {}, 3.5):
-        with pytest.raises(ValueError, match=r"depth\[1\]="):
-            space.from_json({**good, "depth": [good["depth"][0], bad, *good["depth"][2:]]})
+    for key in free:
+        with pytest.raises(ValueError, match="has the keys"):
+            space.from_json({name: value for name, value in good.items() if name != key})
+    for bad in (777, "3", None, [777], {}, 3.5001, True):
         with pytest.raises(ValueError, match="resolution="):
             space.from_json({**good, "resolution": bad})
+    for key in {gene.key for gene in space.genes if gene.index is not None}:
+        for wrong in (3, [*good[key], *good[key]] * 20, []):
+            with pytest.raises(ValueError, match=f"{key} must be a list of"):
+                space.from_json({**good, key: wrong})
+        for bad in (777, "3", None, [3], {}, 3.5001):
+            with pytest.raises(ValueError, match=rf"{key}\[1\]="):
+                space.from_json({**good, key: [good[key][0], bad, *good[key][2:]]})
+
+
+def test_other_spellings_of_an_arch() -> None:
+    """The published codes' keys, keys with nothing to choose left out, and lists that end with the last block."""
+    space = SPACES["ofa_mbv3"]
+    for arch in archs(space, 20):
+        data = arch.to_json()
+        peer = {"ks": data["kernel"], "e": data["expand"], "d": data["depth"], "r": [data["resolution"]]}
+        assert space.from_json(peer) == arch
+        with pytest.raises(ValueError, match="has the keys"):
+            space.from_json({**peer, "kernel": data["kernel"]})
+        last = 16 + data["depth"][-1]
+        assert space.from_json({**data, "kernel": data["kernel"][:last], "expand": data["expand"][:last]}) == arch
+        with pytest.raises(ValueError, match="kernel must be a list of 20"):
+            space.from_json({**data, "kernel": data["kernel"][: last - 1]})
+    transformer = SPACES["autoformer_tiny"]
+    for arch in archs(transformer, 20):
+        data = arch.to_json()
+        assert {len(data[key]) for key in ("mlp_ratio", "num_heads", "embed_dim")} == {data["layer_num"]}
+        assert transformer.from_json({key: value for key, value in data.items() if key != "resolution"}) == arch
+        assert transformer.from_json({**data, "embed_dim": data["embed_dim"][0]}) == arch
 
 
 def test_archs_of_other_spaces_are_refused() -> None:
@@ -279,7 +307,7 @@ def test_the_widest_plan_holds_every_subnet(space: Space) -> None:
         for name, spec in space.plan(arch).layers:
             wide = space.widest[name]
             assert wide.params >= spec.params
-            if name.startswith("stages"):
+            if isinstance(spec, MBConvSpec):
                 assert wide.project.out_channels >= spec.project.out_channels
                 assert wide.depthwise.kernel >= spec.depthwise.kernel
 

@@ -16,9 +16,10 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from supernet.choices import Choice, Genes, fixed, options, unit, whole
-from supernet.layers.conv import ACTIVATIONS, ConvNormAct
+from supernet.layers.conv import ConvNormAct
 from supernet.layers.head import Head
 from supernet.layers.mbconv import MBConv
+from supernet.models.stages import SqueezeExciteRule, Stage, parse_entries, parse_stage
 from supernet.space import Space, Unit
 from supernet.specs import (
     ConvSpec,
@@ -32,41 +33,6 @@ from supernet.specs import (
 )
 
 ShortcutRule = Literal["residual", "always"]
-
-
-@dataclass(frozen=True)
-class SqueezeExciteRule:
-    """reduced = make_divisible(ratio * expanded channels, 8); relu inside, hard sigmoid gate unless said."""
-
-    ratio: float = 0.25
-    act: str = "relu"
-    gate: str = "hsigmoid"
-
-    def __post_init__(self) -> None:
-        if isinstance(self.ratio, bool) or not isinstance(self.ratio, int | float) or self.ratio <= 0:
-            raise ValueError(f"se.ratio={self.ratio!r}: give a positive number such as 0.25")
-        for key, value in (("act", self.act), ("gate", self.gate)):
-            if value not in ACTIVATIONS:
-                raise ValueError(f"se.{key}={value!r}: choose one of {list(ACTIVATIONS)}")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """The options and fixed facts of one stage. The first block has the stride; depth counts blocks."""
-
-    width: tuple[int, ...]
-    depth: tuple[int, ...]
-    kernel: tuple[int, ...]
-    expand: tuple[float, ...]
-    stride: int
-    act: str
-    se: SqueezeExciteRule | None
-    fixed: bool  # nothing in it is a gene
-
-    @property
-    def has_expand(self) -> bool:
-        """False where the only expand ratio is 1: the block then has no expanding 1x1 conv."""
-        return self.expand != (1,)
 
 
 def space(
@@ -114,13 +80,13 @@ def space(
         "_target_": "supernet.models.mbconv.space",
         **{key: value for key, value in locals().items() if key != "config"},
     }
-    parsed = [_stage(data, i) for i, data in enumerate(stages)]
+    parsed = [parse_stage(data, i) for i, data in enumerate(stages)]
     if not parsed:
         raise ValueError("a space needs at least one stage")
     builder = _Builder(
-        stem=_entries(stem, "stem", {"width": None, "kernel": 3, "stride": 2, "act": "swish"}),
+        stem=parse_entries(stem, "stem", {"width": None, "kernel": 3, "stride": 2, "act": "swish"}),
         stages=parsed,
-        head=_entries(head, "head", {"width": None, "expand": None, "act": "swish"}),
+        head=parse_entries(head, "head", {"width": None, "expand": None, "act": "swish"}),
         shortcut=shortcut,
         norm_eps=norm_eps,
         drop_path_stages=drop_path_stages,
@@ -352,32 +318,6 @@ def _scaled(base: float) -> Callable[[float], int]:
     return lambda factor: make_divisible(base * factor)
 
 
-def _stage(data: Mapping[str, Any], index: int) -> Stage:
-    where = f"stages[{index}]"
-    entries = _entries(
-        data,
-        where,
-        {
-            **dict.fromkeys(("width", "depth", "kernel", "expand")),
-            **{"stride": 1, "act": "swish", "se": False, "fixed": False},
-        },
-    )
-    choices = {key: options(f"{where}.{key}", entries[key]) for key in ("width", "depth", "kernel", "expand")}
-    for key in ("width", "depth", "kernel"):
-        whole(f"{where}.{key}", choices[key], odd=key == "kernel")
-    whole(f"{where}.stride", (entries["stride"],))
-    if type(entries["fixed"]) is not bool:
-        raise ValueError(f"{where}.fixed={entries['fixed']!r}: give true or false")
-    if entries["fixed"] and any(len(values) > 1 for values in choices.values()):
-        raise ValueError(f"{where}: has something to choose and is fixed; give single values, or drop fixed")
-    se = entries["se"]
-    if not isinstance(se, bool | Mapping):
-        raise ValueError(f"{where}.se={se!r}: give true, false, or a mapping of ratio, act and gate")
-    rule = SqueezeExciteRule(**(se if isinstance(se, Mapping) else {})) if se is not False else None
-    rest = {key: entries[key] for key in ("stride", "act", "fixed")}
-    return Stage(**choices, se=rule, **rest)  # type: ignore[arg-type]
-
-
 def _check(builder: _Builder, width_mult: tuple[float, ...] | None) -> None:
     """Refuse single values that no network can be built from; `ValueError` names the entry."""
     if width_mult is not None:
@@ -404,16 +344,3 @@ def _check(builder: _Builder, width_mult: tuple[float, ...] | None) -> None:
     for i, stage in enumerate(builder.stages):
         if builder.shortcut == "always" and stage.stride > 2:
             raise ValueError(f"stages[{i}].stride={stage.stride}: with shortcut=always strides are 1 or 2")
-
-
-def _entries(data: Mapping[str, Any], where: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """`data` over `defaults`, with unknown keys, missing widths and unknown activations refused."""
-    unknown = set(data) - set(defaults)
-    if unknown:
-        raise ValueError(f"{where}: unknown entries {sorted(unknown)}; known are {list(defaults)}")
-    entries = {**defaults, **data}
-    if entries["act"] not in ACTIVATIONS:
-        raise ValueError(f"{where}.act={entries['act']!r}: choose one of {list(ACTIVATIONS)}")
-    if entries["width"] is None:
-        raise ValueError(f"{where}.width is missing: give a list of channels such as [16, 24]")
-    return entries
