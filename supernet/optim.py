@@ -11,11 +11,13 @@ from torch import nn
 def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two optimizer groups: weights of convolutions and linear layers decay, norms and biases do not.
 
-    The largest subnet holds every weight (but a shortcut's 1x1 conv that only smaller ones need) and is trained in
-    every sandwich step, so decaying all weights once a step is decay "on the largest only" (BigNAS, section 3.1).
+    Nor do the parameters that a module names in its `no_weight_decay` (tokens, positions, biases of more than one
+    axis). The largest subnet holds every weight (but a shortcut's 1x1 conv that only smaller ones need) and is trained
+    in every sandwich step, so decaying all weights once a step is decay "on the largest only" (BigNAS, section 3.1).
     """
-    decayed = [p for p in net.parameters() if p.ndim > 1]
-    plain = [p for p in net.parameters() if p.ndim <= 1]
+    exempt = {id(getattr(m, name)) for m in net.modules() for name in getattr(m, "no_weight_decay", ())}
+    decayed = [p for p in net.parameters() if p.ndim > 1 and id(p) not in exempt]
+    plain = [p for p in net.parameters() if p.ndim <= 1 or id(p) in exempt]
     assert len(decayed) + len(plain) == sum(1 for _ in net.parameters())
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 

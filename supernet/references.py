@@ -1,6 +1,6 @@
 """Published subnets by name: `lookup("alphanet_a4")` is what a paper calls AlphaNet-A4.
 
-The networks are data: every JSON file in `configs/arch` holds those of one space,
+The networks are data: every JSON file in `configs/published` holds those of one space,
 `{"space": ..., "source": ..., "archs": {name: {"arch": {...}, facts}}}`. An entry with `same_as: <other name>` in
 place of `arch` has that entry's network and facts, and its own facts over them.
 """
@@ -34,7 +34,7 @@ class Reference:
 
 
 def names(folder: Path | None = None) -> list[str]:
-    """The name of every published subnet, in the order of the files. `folder`: default `configs/arch`.
+    """The name of every published subnet, in the order of the files. `folder`: default `configs/published`.
 
     Raises:
         UserError: see `lookup`; a damaged file.
@@ -74,7 +74,7 @@ def lookup(name: str, folder: Path | None = None) -> Reference:
 def _entries(folder: Path | None) -> dict[str, tuple[str, dict[str, Any]]]:
     """Space and entry by name, with `same_as` resolved: every entry has an `arch` and a `source`."""
     found: dict[str, tuple[str, dict[str, Any]]] = {}
-    for path in sorted((folder or config_dir() / "arch").glob("*.json")):
+    for path in sorted((folder or config_dir() / "published").glob("*.json")):
         data = read_json(path)
         if not isinstance(data, Mapping) or not {"space", "source", "archs"} <= set(data):
             raise UserError(f"{path} must have the entries space, source and archs")

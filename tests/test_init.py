@@ -3,37 +3,48 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from nets import NAMED, archs, images, net_of
 from tiny import tiny_space
+from tiny_vit import tiny_vit
 from torch import nn
 
-from supernet.init import ZeroGamma, initialise
-from supernet.layers.mbconv import MBConv
+import supernet
+from supernet.init import Init, ZeroGamma, initialise
 from supernet.net import Supernet
 
+CONVOLUTIONAL = [name for name in NAMED if not name.startswith("autoformer")]
 
-def made(name: str = "mbv3_tiny", seed: int = 0, conv: Literal["fan_out", "torch"] = "fan_out") -> Supernet:
+
+def made(name: str = "mbv3_tiny", seed: int = 0, conv: Init = "fan_out") -> Supernet:
     net = net_of(name)
     initialise(net, seed, conv, "identity")
     return net
 
 
 def blocks(net: Supernet) -> dict[str, Any]:
-    return {name: part for name, part in net.net.named_modules() if isinstance(part, MBConv)}
+    return {name: part for name, part in net.net.named_modules() if getattr(part, "last_norm", None) is not None}
 
 
-@pytest.mark.parametrize("conv", ["fan_out", "torch"])
-def test_weights_are_a_function_of_the_seed_alone(conv: Literal["fan_out", "torch"]) -> None:
-    first = made(seed=1, conv=conv)
-    used = made(seed=5, conv=conv)
+def tiny_transformer() -> Supernet:
+    return Supernet(tiny_vit())
+
+
+@pytest.mark.parametrize(
+    ("conv", "build"),
+    [("fan_out", made), ("torch", made), ("trunc_normal", tiny_transformer), ("torch", tiny_transformer)],
+)
+def test_weights_are_a_function_of_the_seed_alone(conv: Init, build: Callable[[], Supernet]) -> None:
+    first, used, other = build(), build(), build()
+    for net, seed in ((first, 1), (used, 5), (other, 2)):
+        initialise(net, seed, conv, "identity")
     for parameter in used.parameters():
         parameter.data.fill_(3.0)  # whatever it held before
     initialise(used, 1, conv, "identity")
-    other = made(seed=2, conv=conv)
     for a, b in zip(first.parameters(), used.parameters(), strict=True):
         assert torch.equal(a, b)
     assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
@@ -73,7 +84,35 @@ def test_torch_init_is_pytorchs() -> None:
             assert module.weight.abs().max() > 0.7 * bound
 
 
-@pytest.mark.parametrize("name", [*NAMED, "tiny_stage"])
+def test_transformers_start_truncated_normal() -> None:
+    """sd 0.02 for all that multiplies, zero biases, norms that change nothing; the patch projection is PyTorch's."""
+    net = supernet.build("autoformer_tiny", layer_num=[2])
+    for parameter in net.parameters():
+        parameter.data.fill_(3.0)
+    initialise(net, 0, "trunc_normal", "identity")
+    for key, parameter in net.net.named_parameters():
+        name = key.rsplit(".", 1)[1]
+        if key.startswith("embed.patch"):
+            assert parameter.abs().max() <= 1 / math.sqrt(3 * 16 * 16)
+        elif "norm" in key:
+            assert torch.equal(parameter, torch.full_like(parameter, float(name == "weight"))), key
+        elif name in ("bias", "qkv_bias"):
+            assert not parameter.any(), key
+        else:
+            assert parameter.std().item() == pytest.approx(0.02, rel=5 / math.sqrt(parameter.numel())), key
+            assert abs(parameter.mean().item()) < 5 * 0.02 / math.sqrt(parameter.numel()), key
+
+
+@pytest.mark.parametrize("rule", ["identity", "all"])
+def test_transformers_have_no_norm_to_zero(rule: ZeroGamma) -> None:
+    net = tiny_transformer()
+    initialise(net, 0, "trunc_normal", rule)
+    norms = [module for module in net.modules() if isinstance(module, nn.LayerNorm)]
+    assert norms
+    assert all((norm.weight == 1).all() for norm in norms)
+
+
+@pytest.mark.parametrize("name", [*CONVOLUTIONAL, "tiny_stage"])
 def test_zero_gamma_follows_the_identity_shortcuts(name: str) -> None:
     net = net_of(name)
     largest = net.space.plan(net.space.largest())
@@ -85,10 +124,11 @@ def test_zero_gamma_follows_the_identity_shortcuts(name: str) -> None:
     for rule, expected in expectations.items():
         initialise(net, 0, "fan_out", rule)
         for block_name, block in blocks(net).items():
-            zero = not block.project.norm.weight.any()
+            zero = not block.last_norm.weight.any()
             assert zero == expected(largest[block_name]), (rule, block_name)
-            assert zero or (block.project.norm.weight == 1).all()
-        others = [n for b in blocks(net).values() for n in (b.depthwise.norm, b.expand and b.expand.norm) if n]
+            assert zero or (block.last_norm.weight == 1).all()
+        last = [id(block.last_norm) for block in blocks(net).values()]
+        others = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d) and id(m) not in last]
         assert all((norm.weight == 1).all() and (norm.bias == 0).all() for norm in others)
 
 
@@ -134,7 +174,7 @@ def test_every_block_still_gets_a_gradient() -> None:
     net = made("mbv3_tiny")
     net(images(4, 28)).logsumexp(1).sum().backward()
     for name, block in blocks(net).items():
-        assert block.project.norm.weight.grad.abs().sum() > 0, name
+        assert block.last_norm.weight.grad.abs().sum() > 0, name
 
 
 def test_no_subnet_starts_with_zeros_only() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny import tiny_space
+from tiny_vit import tiny_vit
 from torch import nn
 
 from supernet.net import Supernet
@@ -31,6 +32,20 @@ def test_only_weights_of_convolutions_and_linear_layers_decay(net: Supernet) -> 
             assert decay[id(parameter)] == (0.1 if decays else 0.0), (type(module), name)
             kinds.add((isinstance(module, nn.BatchNorm2d), name))
     assert kinds == {(False, "weight"), (False, "bias"), (True, "weight"), (True, "bias")}
+
+
+def test_tokens_positions_and_biases_of_a_transformer_do_not_decay() -> None:
+    """Among what has more than one axis: the class token, positions, and the biases of q, k and v."""
+    net = Supernet(tiny_vit(qkv_bias="shared"))
+    decay = {id(p): g["weight_decay"] for g in parameter_groups(net, 0.1) for p in g["params"]}
+    assert len(decay) == len(list(net.parameters()))
+    plain = {
+        name.removeprefix("blocks.0.")
+        for name, p in net.net.named_parameters()
+        if p.ndim > 1 and decay[id(p)] == 0.0 and not name.startswith("blocks.1")
+    }
+    assert plain == {"embed.cls_token", "embed.position", "attention.qkv_bias"}
+    assert all(decay[id(p)] == 0.0 for p in net.parameters() if p.ndim <= 1)
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop])
