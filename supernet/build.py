@@ -38,8 +38,17 @@ def build(name: str, num_classes: int = 1000, in_channels: int = 3, **overrides:
     if not path.is_file():
         known = sorted(p.stem for p in folder.glob("*.yaml"))
         raise UserError(f"unknown space {name!r}: did you mean {nearest(name, known) or known}?")
-    config: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    config: Any = OmegaConf.to_container(_composed(path), resolve=True)
     return Supernet(make_space({**config, **overrides}, num_classes, in_channels))
+
+
+def _composed(path: Path) -> Any:
+    """A YAML file over those of its folder that it names under `defaults`, as Hydra composes them."""
+    from omegaconf import OmegaConf
+
+    own: Any = OmegaConf.load(path)
+    others = [_composed(path.with_name(f"{name}.yaml")) for name in own.pop("defaults", []) if name != "_self_"]
+    return OmegaConf.merge(*others, own)
 
 
 def make_space(config: Mapping[str, Any], num_classes: int, in_channels: int) -> Space:

@@ -80,7 +80,7 @@ def import_weights(path: str | Path, family: str | None = None, **overrides: Any
     name = _family(path, layout, tensors, family)
     sizes = {"num_classes": tensors[layout.classifier].shape[0], "in_channels": tensors[layout.first].shape[1]}
     with torch.random.fork_rng(devices=[]):  # construction draws weights that are overwritten at once
-        net = build(SAME_SPACE.get(name, name), **{**sizes, **overrides})
+        net = build(name, **{**sizes, **overrides})
     track_statistics(net.net)
     unused = _fill(path, layout, net, tensors, name)
     return Imported(net, name, _left_out(weights, unused))
