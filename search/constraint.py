@@ -1,16 +1,16 @@
-"""Budgets on MACs and parameters: feasibility of whole populations, reachability and repair."""
+"""Budgets on what subnets cost: feasibility of whole populations, reachability and repair."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from supernet.cost import cost
+from supernet.cost import Measure, macs_of, params_of
 from supernet.errors import UserError
 from supernet.space import Arch, Space, Window
-from supernet.window import METRICS, enumerate_archs, sample_in_window
+from supernet.window import enumerate_archs, sample_in_window
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,15 +18,16 @@ if TYPE_CHECKING:
 
 Limit = int | float | str | None
 UNITS = {"K": 1e3, "M": 1e6, "G": 1e9}
+LABELS = {"macs": "MACs"}
 ENUMERABLE = 20_000  # spaces up to this size are listed where an exact answer is needed
 
 
 @dataclass(frozen=True)
 class Constraint:
-    """Upper bounds or [low, high] windows on MACs (one image) and parameters, alone or together.
+    """Upper bounds or [low, high] windows on what a subnet costs, alone or together.
 
-    Values up to 1 are fractions of the largest subnet's cost. "300M", "1.5G", "40%" are understood; null is
-    no bound, also as one end of a window.
+    `macs` (one image) and `params`. Values up to 1 are fractions of the largest subnet's cost. "300M", "1.5G", "40%"
+    are understood; null is no bound, also as one end of a window.
     """
 
     macs: Limit | tuple[Limit, Limit] = None
@@ -38,47 +39,55 @@ class Constraint:
         Raises:
             UserError: if a value cannot be read, is not positive, or a window is empty.
         """
-        largest = space.plan(space.largest())
-        windows = {name: _window(name, getattr(self, name), getattr(largest, name)) for name in METRICS}
-        return Budget(space, windows["macs"], windows["params"])
+        measures: dict[str, Measure] = {"macs": macs_of(space), "params": params_of(space)}
+        largest = encoded(space, [space.largest()])
+        windows = {
+            name: _window(name, getattr(self, name), measure.batch(largest)[0]) for name, measure in measures.items()
+        }
+        return Budget(space, {name: window for name, window in windows.items() if window is not None}, measures)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A constraint on one space. `macs` and `params` are (lowest, highest), ends included; None: any."""
+    """A constraint on one space.
+
+    Attributes:
+        windows: (lowest, highest), ends included, of the measures that are bounded; ends may be infinite.
+        measures: everything that is known of a subnet without running it, by name; "macs" and "params" among them.
+    """
 
     space: Space
-    macs: Window | None
-    params: Window | None
+    windows: Mapping[str, Window]
+    measures: Mapping[str, Measure]
 
-    def violations(self, macs: NDArray[np.int64], params: NDArray[np.int64]) -> NDArray[np.float64]:
-        """By how much costs [N] leave the windows, each relative to the bound, summed [N]; 0: feasible."""
+    def violations(self, genes: NDArray[np.integer]) -> NDArray[np.float64]:
+        """By how much subnets [N, G] leave the windows, each relative to the bound, summed [N]; 0: feasible."""
         import numpy as np
 
-        total = np.zeros(len(macs))
-        for values, window in ((macs, self.macs), (params, self.params)):
-            if window is not None:
-                low, high = window
-                if math.isfinite(low):
-                    total += np.maximum(low - values, 0) / max(low, 1.0)
-                if math.isfinite(high):
-                    total += np.maximum(values - high, 0) / max(high, 1.0)
+        total = np.zeros(len(genes))
+        for name, (low, high) in self.windows.items():
+            values = self.measures[name].batch(genes)
+            if math.isfinite(low):
+                total += np.maximum(low - values, 0) / max(low, 1e-9)
+            if math.isfinite(high):
+                total += np.maximum(values - high, 0) / max(high, 1e-9)
         return total
 
     def excess(self, archs: Sequence[Arch]) -> NDArray[np.float64]:
         """`violations` of subnets [N]."""
-        import numpy as np
+        return self.violations(encoded(self.space, archs))
 
-        genes = np.array([self.space.encode(arch) for arch in archs], dtype=np.int64)
-        genes = genes.reshape(len(archs), len(self.space.genes))
-        return self.violations(*cost.batch(self.space, genes))
+    def costs(self, arch: Arch) -> dict[str, float]:
+        """Every measure of one subnet, by name."""
+        genes = encoded(self.space, [arch])
+        return {name: measure.batch(genes)[0].item() for name, measure in self.measures.items()}
 
     def feasible(self, arch: Arch) -> bool:
         return not self.excess([arch])[0]
 
     def sample(self, rng: np.random.Generator, n: int) -> list[Arch]:
         """`n` independent subnets inside the budget, see `supernet.window`."""
-        return self.space.sample(rng, n, macs=self.macs, params=self.params)
+        return sample_in_window(self.space, rng, n, self.windows, self.measures)
 
     def repair(self, arch: Arch, rng: np.random.Generator) -> Arch | None:
         """Bring a subnet into the budget by moving randomly chosen genes one option at a time.
@@ -93,7 +102,7 @@ class Budget:
         while left > 0:
             moved = np.array(self.space.encode(arch)) + steps  # [2 G, G]
             moved = moved[((moved >= 0) & (moved < limits)).all(axis=1)]
-            after = self.violations(*cost.batch(self.space, moved))
+            after = self.violations(moved)
             better = np.flatnonzero(after < left)
             if not len(better):
                 return None
@@ -111,36 +120,36 @@ class Budget:
 
         if not self.excess([self.space.smallest(), self.space.largest()]).all():
             return
-        ranges = range_of(self.space)
-        for name, window in (("macs", self.macs), ("params", self.params)):
+        ranges = range_of(self)
+        for name, window in self.windows.items():
             least, most = ranges[name]
-            if window is not None and (window[1] < least or window[0] > most):
+            if window[1] < least or window[0] > most:
                 nearest = least if window[1] < least else most
                 bound = f"constraint.{name} ({_show(window)})"
                 raise UserError(
                     f"{bound} is out of reach: space {self.space.name!r} has subnets "
                     f"of {_exact(least)} to {_exact(most)} {name}; the nearest possible is {nearest:,}"
                 )
-        if self.space.size() > ENUMERABLE:
+        if self.space.size() > ENUMERABLE or self.excess(list(enumerate_archs(self.space))).all():
             self.sample(np.random.default_rng(0), 1)
-        elif self.excess(list(enumerate_archs(self.space))).all():
-            windows = {"macs": self.macs, "params": self.params}
-            sample_in_window(self.space, np.random.default_rng(0), 1, windows)
 
     def describe(self) -> str:
         """For people: "MACs <= 300.0M, params 1.00M to 2.00M"."""
-        parts = [
-            f"{label} {_show(window)}"
-            for label, window in (("MACs", self.macs), ("params", self.params))
-            if window is not None
-        ]
+        parts = [f"{LABELS.get(name, name)} {_show(window)}" for name, window in self.windows.items()]
         return ", ".join(parts) or "none"
 
 
-def range_of(space: Space) -> dict[str, tuple[int, int]]:
-    """The costs of the smallest and the largest subnet, by name."""
-    ends = [space.plan(space.smallest()), space.plan(space.largest())]
-    return {name: (getattr(ends[0], name), getattr(ends[1], name)) for name in METRICS}
+def encoded(space: Space, archs: Sequence[Arch]) -> NDArray[np.int64]:
+    """Option indices [N, G] of subnets."""
+    import numpy as np
+
+    return np.array([space.encode(arch) for arch in archs], dtype=np.int64).reshape(len(archs), len(space.genes))
+
+
+def range_of(budget: Budget) -> dict[str, tuple[float, float]]:
+    """The measures of the smallest and the largest subnet, by name."""
+    ends = [budget.costs(arch) for arch in (budget.space.smallest(), budget.space.largest())]
+    return {name: (ends[0][name], ends[1][name]) for name in budget.measures}
 
 
 def number(value: float) -> str:
@@ -151,7 +160,7 @@ def number(value: float) -> str:
     return f"{value:g}"
 
 
-def _exact(value: int) -> str:
+def _exact(value: float) -> str:
     return f"{number(value)} ({value:,})"
 
 
@@ -162,7 +171,7 @@ def _show(window: Window) -> str:
     return f">= {number(low)}" if math.isinf(high) else f"{number(low)} to {number(high)}"
 
 
-def _window(name: str, value: Limit | Sequence[Limit], largest: int) -> Window | None:
+def _window(name: str, value: Limit | Sequence[Limit], largest: float) -> Window | None:
     key = f"constraint.{name}"
     if value is None:
         return None
@@ -177,7 +186,7 @@ def _window(name: str, value: Limit | Sequence[Limit], largest: int) -> Window |
     return -math.inf, _absolute(key, value, largest)
 
 
-def _absolute(key: str, value: int | float | str, largest: int) -> float:
+def _absolute(key: str, value: int | float | str, largest: float) -> float:
     """A bound as an absolute number; up to 1 it is a fraction of `largest`."""
     parsed: float
     try:

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from search.algorithm import Trial
 from supernet.evaluate import evaluate_subnet
-from supernet.space import Arch, Space
+from supernet.space import Arch
 
 if TYPE_CHECKING:
     from supernet.data import Data
     from supernet.net import Supernet
+
+
+Costs = Callable[[Arch], Mapping[str, float]]
 
 
 class Evaluator(Protocol):
@@ -31,10 +34,11 @@ class SupernetEvaluator:
     Args:
         split: the data split that candidates are scored on.
         calibration_images: training images that set the batch-norm statistics of every candidate.
+        costs: what is known of a subnet without running it, see `search.constraint.Budget.costs`.
     """
 
-    def __init__(self, net: Supernet, data: Data, calibration_images: int, split: str = "search") -> None:
-        self.net, self.data = net, data
+    def __init__(self, net: Supernet, data: Data, calibration_images: int, costs: Costs, split: str = "search") -> None:
+        self.net, self.data, self.costs = net, data, costs
         self.calibration_images, self.split = calibration_images, split
         self._cache: dict[Arch, Trial] = {}
 
@@ -43,22 +47,16 @@ class SupernetEvaluator:
             if arch not in self._cache:
                 start = time.perf_counter()
                 score = evaluate_subnet(self.net, arch, self.data, self.split, self.calibration_images)
-                metrics = {"top1": score.top1, "loss": score.loss, **costs(self.net.space, arch)}
+                metrics = {"top1": score.top1, "loss": score.loss, **self.costs(arch)}
                 self._cache[arch] = Trial(arch, metrics, time.perf_counter() - start)
         return [self._cache[arch] for arch in archs]
 
 
 class TableEvaluator:
-    """Scores from a function of the subnet that returns metrics; MACs and parameters are added."""
+    """Scores from a function of the subnet that returns metrics; costs are added."""
 
-    def __init__(self, space: Space, function: Callable[[Arch], Mapping[str, float]]) -> None:
-        self.space, self.function = space, function
+    def __init__(self, function: Callable[[Arch], Mapping[str, float]], costs: Costs) -> None:
+        self.function, self.costs = function, costs
 
     def __call__(self, archs: Sequence[Arch]) -> list[Trial]:
-        return [Trial(arch, {**self.function(arch), **costs(self.space, arch)}) for arch in archs]
-
-
-def costs(space: Space, arch: Arch) -> dict[str, int]:
-    """MACs of one image and parameters, exact."""
-    plan = space.plan(arch)
-    return {"macs": plan.macs, "params": plan.params}
+        return [Trial(arch, {**self.function(arch), **self.costs(arch)}) for arch in archs]

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from search.algorithm import Trial, best_of
-from search.evaluator import costs
 from search.job import Job
 from supernet.evaluate import Metrics, calibrated_subnet, evaluate, evaluate_subnet
 from supernet.export import export
@@ -51,7 +50,7 @@ def ship(job: Job, arch: Arch, scores: Mapping[str, Any], folder: Path) -> dict[
     if settings.test and data is not None:
         metrics["test"] = evaluate(subnet, data.evaluation("test", resolution))._asdict()
     largest = net.space.plan(net.space.largest())
-    price = costs(net.space, arch)
+    price = job.budget.costs(arch)
     provenance = {
         "checkpoint": str(job.run.source),
         "step": job.run.step,

@@ -76,7 +76,7 @@ class Job:
     def facts(self) -> list[str]:
         """Lines that tell the user what is searched, and what is reachable."""
         space = self.budget.space
-        ranges = {name: f"{number(low)} to {number(high)}" for name, (low, high) in range_of(space).items()}
+        ranges = {name: f"{number(low)} to {number(high)}" for name, (low, high) in range_of(self.budget).items()}
         newest = " (the newest finished training run)" if self.settings.checkpoint is None else ""
         if not self.run.config:
             newest += " (published elsewhere)"
@@ -101,7 +101,7 @@ class Job:
             "space": self.budget.space.config,
             "weights": _fingerprint(self.run.net),
             "algorithm": self.config["algorithm"],
-            "constraint": {"macs": self.budget.macs, "params": self.budget.params},
+            "constraint": dict(self.budget.windows),
             "seed": self.settings.seed,
             "calibration_images": self.calibration_images,
             "data": {key: value for key, value in self.settings.data_overrides.items() if key != "root"},

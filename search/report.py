@@ -69,7 +69,7 @@ def plot_front(
     if baseline:
         _scatter(axes, baseline, "tab:orange", "random search")
     _scatter(axes, trials, "tab:blue", name)
-    bounds = [bound / 1e6 for bound in budget.macs or () if math.isfinite(bound)]
+    bounds = [bound / 1e6 for bound in budget.windows.get("macs", ()) if math.isfinite(bound)]
     for i, bound in enumerate(bounds):
         label = None if i else f"budget: {' to '.join(f'{b:.4g}' for b in bounds)} MMACs"
         axes.axvline(bound, color="tab:red", linestyle="--", linewidth=1, label=label)

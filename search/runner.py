@@ -84,7 +84,7 @@ def main(config: Mapping[str, Any]) -> float:
 
 def _search(job: Job, algorithm: Algorithm, name: str, folder: Path, log: RunLog) -> float:
     settings, setup = job.settings, job.setup()
-    evaluator = SupernetEvaluator(job.run.net, job.images, job.calibration_images)
+    evaluator = SupernetEvaluator(job.run.net, job.images, job.calibration_images, job.budget.costs)
 
     def outcome(searcher: Algorithm, label: str, file: str, facts: Mapping[str, Any]) -> Outcome:
         history = History(folder / file, job.budget.space, facts)
@@ -171,8 +171,8 @@ def _about(job: Job) -> dict[str, Any]:
     space = job.budget.space
     return {
         "checkpoint": str(job.run.source),
-        "space": {"name": space.name, "size": space.size(), "range": range_of(space)},
-        "budget": {"macs": job.budget.macs, "params": job.budget.params},
+        "space": {"name": space.name, "size": space.size(), "range": range_of(job.budget)},
+        "budget": dict(job.budget.windows),
         "seed": job.settings.seed,
         "calibration_images": job.calibration_images,
         "images": dict(job.data.sizes) if job.data else None,

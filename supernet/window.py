@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from supernet.cost import cost
+from supernet.cost import Measure, macs_of, params_of
 from supernet.errors import UserError
 from supernet.space import Arch, Space, Window
 
@@ -23,11 +23,14 @@ CHUNK = 8192  # rows drawn and priced at once
 PROBE = 8 * CHUNK  # rows that decide whether and how to tilt
 ENOUGH = 0.0005  # share of accepted rows below which the draw is tilted; 2·10^6 rows take about a second
 PATIENCE = 2**20  # rows without a single hit after which a window counts as out of reach
-METRICS = ("macs", "params")
 
 
 def sample_in_window(
-    space: Space, rng: np.random.Generator, n: int, windows: Mapping[str, Window | None]
+    space: Space,
+    rng: np.random.Generator,
+    n: int,
+    windows: Mapping[str, Window | None],
+    measures: Mapping[str, Measure] | None = None,
 ) -> list[Arch]:
     """`n` independent subnets whose costs lie inside every window, ends included.
 
@@ -39,7 +42,8 @@ def sample_in_window(
     distribution does, and is close to it in narrow windows.
 
     Args:
-        windows: (lowest, highest) of "macs" and "params"; None: any. Ends may be infinite.
+        windows: (lowest, highest) by the name of the measure; None: any. Ends may be infinite.
+        measures: what the names mean; None: "macs" and "params".
 
     Raises:
         UserError: if a window is empty, or no subnet is found in 2^20 draws, or fewer than n in
@@ -50,24 +54,26 @@ def sample_in_window(
 
     limits = np.array([len(gene.options) for gene in space.genes])
     active = {name: _ordered(name, window) for name, window in windows.items() if window is not None}
-    if unknown := set(active) - set(METRICS):
-        raise ValueError(f"no such cost: {sorted(unknown)}; known are {list(METRICS)}")
+    known = measures or {"macs": macs_of(space), "params": params_of(space)}
+    if unknown := set(active) - set(known):
+        raise ValueError(f"no such cost: {sorted(unknown)}; known are {list(known)}")
+    measures = {name: known[name] for name in active}
     cumulative = _cumulative(np.zeros((int(limits.max()), len(limits))), limits)
     found: list[NDArray[np.int64]] = []
     count, drawn = 0, 0
-    nearest = _Nearest(space, active)
+    nearest = _Nearest(space, active, measures)
     while count < n:
         if drawn >= PATIENCE + (8000 * n if count else 0):
             raise nearest.error(count, drawn)
         rows = CHUNK if drawn else PROBE if active else n
         genes = _invert(cumulative, rng.random((rows, len(limits))))
-        costs = dict(zip(METRICS, cost.batch(space, genes), strict=True))
+        costs = {name: measure.batch(genes) for name, measure in measures.items()}
         masks = {name: (costs[name] >= low) & (costs[name] <= high) for name, (low, high) in active.items()}
         inside = np.logical_and.reduce([np.ones(rows, dtype=bool), *masks.values()])
         if drawn == 0 and inside.mean() < ENOUGH:
             hardest = min(masks, key=lambda name: float(masks[name].mean()))
             target = nearest.target(hardest)
-            cumulative = _tilt(space, hardest, target, genes, costs[hardest], limits, rng)
+            cumulative = _tilt(measures[hardest], target, genes, costs[hardest], limits, rng)
         elif inside.any():
             found.append(genes[inside])
             count += int(inside.sum())
@@ -123,15 +129,14 @@ def _invert(cumulative: NDArray[np.float64], uniform: NDArray[np.float64]) -> ND
 
 
 def _tilt(
-    space: Space,
-    name: str,
+    measure: Measure,
     target: float,
     genes: NDArray[np.int64],
     costs: NDArray[np.int64],
     limits: NDArray[np.int64],
     rng: np.random.Generator,
 ) -> NDArray[np.float64]:
-    """Cumulative probabilities [options, G] under which the mean of cost `name` is nearest to `target`.
+    """Cumulative probabilities [options, G] under which the mean of `measure` is nearest to `target`.
 
     The effects of the options are measured on the uniform draws `genes` [N, G] with their `costs` [N]. The
     same random numbers serve every trial of the bisection, which makes it converge.
@@ -147,8 +152,7 @@ def _tilt(
     below, above = -256.0, 256.0
     for _ in range(32):
         tilt = (below + above) / 2
-        batch = cost.batch(space, _invert(_cumulative(tilt * effect, limits), uniform))
-        if batch[METRICS.index(name)].mean() < target:
+        if measure.batch(_invert(_cumulative(tilt * effect, limits), uniform)).mean() < target:
             below = tilt
         else:
             above = tilt
@@ -158,10 +162,12 @@ def _tilt(
 class _Nearest:
     """What was seen while nothing was inside: the range of each cost and the closest miss."""
 
-    def __init__(self, space: Space, windows: Mapping[str, Window]) -> None:
+    def __init__(self, space: Space, windows: Mapping[str, Window], measures: Mapping[str, Measure]) -> None:
+        import numpy as np
+
         self.space, self.windows = space, windows
-        ends = [space.plan(arch) for arch in (space.smallest(), space.largest())]
-        self.seen = {name: sorted(getattr(plan, name) for plan in ends) for name in METRICS}
+        ends = np.array([space.encode(arch) for arch in (space.smallest(), space.largest())])
+        self.seen = {name: sorted(measure.batch(ends).tolist()) for name, measure in measures.items()}
         self.closest = {
             name: min(self.seen[name], key=lambda value: _distance(value, window)) for name, window in windows.items()
         }
@@ -180,8 +186,8 @@ class _Nearest:
         for name, window in self.windows.items():
             values = costs[name]
             least, most = self.seen[name]
-            self.seen[name] = [min(least, int(values.min())), max(most, int(values.max()))]
-            best = int(values[np.maximum(window[0] - values, values - window[1]).argmin()])
+            self.seen[name] = [min(least, values.min().item()), max(most, values.max().item())]
+            best = values[np.maximum(window[0] - values, values - window[1]).argmin()].item()
             self.closest[name] = min(self.closest[name], best, key=lambda value: _distance(value, window))
 
     def error(self, count: int, drawn: int) -> UserError:

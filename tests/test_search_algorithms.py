@@ -41,7 +41,7 @@ def separable(space: Space, seed: int = 0) -> TableEvaluator:
     def score(arch: Arch) -> dict[str, float]:
         return {"top1": float(sum(table[i] for table, i in zip(worth, space.encode(arch), strict=True)))}
 
-    return TableEvaluator(space, score)
+    return TableEvaluator(score, Constraint().on(space).costs)
 
 
 def play(algorithm: Algorithm, evaluator: TableEvaluator, sizes: list[int]) -> list[list[Arch]]:

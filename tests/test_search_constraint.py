@@ -16,7 +16,7 @@ from supernet.errors import UserError
 from supernet.window import enumerate_archs
 
 SPACE = tiny_space()
-LEAST, MOST = range_of(SPACE)["macs"]
+LEAST, MOST = range_of(Constraint().on(SPACE))["macs"]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_gap_between_reachable_values_is_noticed() -> None:
 
 def test_bounds_that_exclude_each_other_are_noticed() -> None:
     with pytest.raises(UserError, match="no subnet"):
-        Constraint(macs=[0.99, None], params=[None, range_of(SPACE)["params"][0]]).on(SPACE).check_reachable()
+        Constraint(macs=[0.99, None], params=[None, range_of(Constraint().on(SPACE))["params"][0]]).on(SPACE).check_reachable()
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_repair_gives_up_where_nothing_fits() -> None:
 def test_ranges_are_those_of_the_extreme_subnets() -> None:
     costs = cost.batch(SPACE, np.array([SPACE.encode(arch) for arch in enumerate_archs(SPACE)]))
     for name, values in zip(("macs", "params"), costs, strict=True):
-        assert range_of(SPACE)[name] == (values.min(), values.max())
+        assert range_of(Constraint().on(SPACE))[name] == (values.min(), values.max())
 
 
 def test_numbers_are_short() -> None:

@@ -10,6 +10,7 @@ import pytest
 from tiny import tiny_space
 
 from search.algorithm import Trial
+from search.constraint import Constraint
 from search.evaluator import TableEvaluator
 from search.history import History
 from supernet.errors import UserError
@@ -18,7 +19,8 @@ from supernet.window import enumerate_archs
 SPACE = tiny_space()
 SETUP = {"seed": 0, "algorithm": {"population": 4}, "constraint": {"macs": (float("-inf"), 3e5)}}
 ARCHS = list(islice(enumerate_archs(SPACE), 5))
-TRIALS = TableEvaluator(SPACE, lambda arch: {"top1": 100 / 3 + SPACE.plan(arch).macs / 7})(ARCHS)
+COSTS = Constraint().on(SPACE).costs
+TRIALS = TableEvaluator(lambda arch: {"top1": 100 / 3 + SPACE.plan(arch).macs / 7}, COSTS)(ARCHS)
 
 
 def write(path: Path) -> None:

@@ -165,7 +165,7 @@ def test_a_search_leaves_a_checked_subnet_and_all_its_records(
 def test_scoring_leaves_the_supernet_alone_and_caches(config: dict[str, Any], data: MemoryStub) -> None:
     opened = runner.open_job(config)
     before = {key: value.clone() for key, value in opened.run.net.state_dict().items()}
-    evaluator = SupernetEvaluator(opened.run.net, data, 32)
+    evaluator = SupernetEvaluator(opened.run.net, data, 32, opened.budget.costs)
     archs = [SPACE.largest(), SPACE.smallest(), SPACE.largest()]
     first = evaluator(archs)
     reads = len(data.read)
