@@ -47,8 +47,11 @@ class SearchSettings:
     @staticmethod
     def of(config: Mapping[str, Any]) -> SearchSettings:
         """Raises UserError for unknown, missing or ill-typed entries."""
-        own = {key: value for key, value in config.items() if key not in ("algorithm", "constraint")}
-        settings: SearchSettings = construct({"_target_": "search.settings.SearchSettings", **own}, "")
+        own = {key: value for key, value in config.items() if key not in ("algorithm", "constraint", "data")}
+        if not isinstance(config["data"], Mapping):
+            raise UserError(f"data={config['data']}: expected a mapping, or a file of configs/data")
+        target = {"_target_": "search.settings.SearchSettings", **own}
+        settings: SearchSettings = construct(target, "", data=config["data"])  # a description, not yet the data
         return settings
 
     @property
