@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from supernet.space import Gene, Option, Unit
+from supernet.specs import make_divisible
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,22 @@ def unit(name: str, choices: Sequence[Choice], spec: Callable[..., Any]) -> Unit
         return spec(*(choice.of(genes) for choice in choices))
 
     return Unit(name, reads, spec_of)
+
+
+def scaled(base: float) -> Callable[[float], int]:
+    """From a width multiplier to a width: `base` times it, rounded to a multiple of 8."""
+    return lambda factor: make_divisible(base * factor)
+
+
+def entries(data: Mapping[str, Any], where: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """`data` over `defaults`.
+
+    Raises:
+        ValueError: if `data` has entries that `defaults` lacks; names them.
+    """
+    if unknown := set(data) - set(defaults):
+        raise ValueError(f"{where}: unknown entries {sorted(unknown)}; known are {list(defaults)}")
+    return {**defaults, **data}
 
 
 def options(where: str, values: Any) -> tuple[int | float, ...]:

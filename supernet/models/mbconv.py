@@ -7,7 +7,6 @@ data of a stage. One YAML file in `configs/space/` is one space.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -15,10 +14,11 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from supernet.choices import Choice, Genes, fixed, options, unit, whole
+from supernet.choices import Choice, Genes, fixed, options, scaled, unit, whole
 from supernet.layers.conv import ConvNormAct
 from supernet.layers.head import Head
 from supernet.layers.mbconv import MBConv
+from supernet.layers.stages import Stages
 from supernet.models.stages import SqueezeExciteRule, Stage, parse_entries, parse_stage
 from supernet.space import Space, Unit
 from supernet.specs import (
@@ -109,22 +109,13 @@ class MBConvNet(nn.Module):
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         self.stem = ConvNormAct(plan["stem"])
-        blocks: dict[int, list[MBConv]] = defaultdict(list)
-        for name, spec in plan.layers:
-            if name.startswith("stages."):
-                _, stage, _ = name.split(".")
-                blocks[int(stage)].append(MBConv(spec))
-        self.stages = nn.ModuleList(nn.ModuleList(blocks[s]) for s in sorted(blocks))
+        self.stages = Stages(plan, MBConv)
         self.head = Head(plan["head"])
 
     def forward(self, x: Tensor, plan: Plan | None = None, dropout: float = 0.0, drop_path: float = 0.0) -> Tensor:
         """Images [B, C, S, S] -> logits [B, classes]."""
         x = self.stem(x, plan["stem"] if plan else None)
-        for s, stage in enumerate(self.stages):
-            for b, block in enumerate(stage.children()):
-                spec = plan.get(f"stages.{s}.{b}") if plan else None
-                if plan is None or spec is not None:
-                    x = block(x, spec, drop_path)
+        x = self.stages(x, plan, drop_path)
         return self.head(x, plan["head"] if plan else None, dropout)
 
 
@@ -279,7 +270,7 @@ def _choose(
     widths.append(options("head.width", builder.head["width"]))
     if width_mult is not None:
         factor = genes.add("width_mult", options("width_mult", width_mult))
-        width_choices = [factor.map(_scaled(base)) for (base,) in widths[:-1]]
+        width_choices = [factor.map(scaled(base)) for (base,) in widths[:-1]]
         width_choices.append(fixed(widths[-1][0]))
     elif all(len(choice) == 1 for choice in widths):
         width_choices = [fixed(width) for (width,) in widths]
@@ -312,10 +303,6 @@ def _per_stage(
             rows.append([genes.add(key, values, index)] * len(blocks))
             index += 1
     return rows
-
-
-def _scaled(base: float) -> Callable[[float], int]:
-    return lambda factor: make_divisible(base * factor)
 
 
 def _check(builder: _Builder, width_mult: tuple[float, ...] | None) -> None:

@@ -7,7 +7,6 @@ fixed data. One YAML file in `configs/space/` is one space.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,9 +14,10 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from supernet.choices import Choice, Genes, fixed, options, unit, whole
+from supernet.choices import Choice, Genes, entries, fixed, options, scaled, unit, whole
 from supernet.layers.bottleneck import Bottleneck, PooledHead
 from supernet.layers.conv import ConvNormAct
+from supernet.layers.stages import Stages
 from supernet.space import Space, Unit
 from supernet.specs import BottleneckSpec, ConvSpec, LinearSpec, Plan, PooledHeadSpec, ShortcutSpec, make_divisible
 
@@ -117,14 +117,11 @@ class ResNet(nn.Module):
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
-        blocks: dict[int, list[Bottleneck]] = defaultdict(list)
         self.stem = nn.ModuleDict()  # by number, since subnets without the residual conv lack stem.1
         for name, spec in plan.layers:
             if name.startswith("stem."):
                 self.stem[name.split(".")[1]] = ConvNormAct(spec)
-            elif name.startswith("stages."):
-                blocks[int(name.split(".")[1])].append(Bottleneck(spec))
-        self.stages = nn.ModuleList(nn.ModuleList(blocks[s]) for s in sorted(blocks))
+        self.stages = Stages(plan, Bottleneck)
         self.head = PooledHead(plan["head"])
 
     def forward(self, x: Tensor, plan: Plan | None = None, dropout: float = 0.0, drop_path: float = 0.0) -> Tensor:
@@ -134,11 +131,7 @@ class ResNet(nn.Module):
             if plan is None or spec is not None:
                 x = conv(x, spec) + x if key == "1" else conv(x, spec)
         x = F.max_pool2d(x, 3, stride=2, padding=1)
-        for s, stage in enumerate(self.stages):
-            for b, block in enumerate(stage.children()):
-                spec = plan.get(f"stages.{s}.{b}") if plan else None
-                if plan is None or spec is not None:
-                    x = block(x, spec, drop_path)
+        x = self.stages(x, plan, drop_path)
         return self.head(x, plan["head"] if plan else None, dropout)
 
 
@@ -253,8 +246,8 @@ def _choose(
     bases = bases if stem.middle is None else [stem.middle, *bases]
     if choose == "network":
         factor = genes.add("width_mult", factors)
-        widths = [factor.map(_scaled(base)) for base in bases]
-        middles = [fixed(None) if s.middle is None else factor.map(_scaled(s.middle)) for s in stages]
+        widths = [factor.map(scaled(base)) for base in bases]
+        middles = [fixed(None) if s.middle is None else factor.map(scaled(s.middle)) for s in stages]
     else:
         index = range(len(factors))
         widths = [genes.add("width", index, i).map(_indexed(base, factors)) for i, base in enumerate(bases)]
@@ -279,41 +272,37 @@ def _expands(genes: Genes, stages: Sequence[Stage], depths: Sequence[Choice]) ->
     return rows
 
 
-def _scaled(base: int) -> Callable[[float], int]:
-    return lambda factor: make_divisible(base * factor)
-
-
 def _indexed(base: int, factors: Sequence[float]) -> Callable[[int], int]:
     return lambda index: make_divisible(base * factors[index])
 
 
 def _stem(data: Mapping[str, Any]) -> Stem:
-    entries = _entries(data, "stem", {"width": None, "kernel": 3, "middle": None, "depth": (0,)})
-    whole("stem.width", (entries["width"],))
-    whole("stem.kernel", (entries["kernel"],), odd=True)
-    depth = _depths("stem.depth", entries["depth"])
-    if entries["middle"] is not None:
-        whole("stem.middle", (entries["middle"],))
+    given = entries(data, "stem", {"width": None, "kernel": 3, "middle": None, "depth": (0,)})
+    whole("stem.width", (given["width"],))
+    whole("stem.kernel", (given["kernel"],), odd=True)
+    depth = _depths("stem.depth", given["depth"])
+    if given["middle"] is not None:
+        whole("stem.middle", (given["middle"],))
     elif depth != (0,):
         raise ValueError(f"stem.depth={list(depth)}: only a stem with a middle width has a residual conv to choose")
-    return Stem(entries["width"], entries["kernel"], entries["middle"], depth)
+    return Stem(given["width"], given["kernel"], given["middle"], depth)
 
 
 def _stage(data: Mapping[str, Any], index: int, inside: str) -> Stage:
     """One stage, whose middle widths are said by the entry called `inside`."""
     where = f"stages[{index}]"
     defaults = {"width": None, "middle": None, "expand": None, "blocks": None, "depth": (0,), "stride": 1}
-    entries = _entries(data, where, defaults)
+    given = entries(data, where, defaults)
     for key in ("width", "blocks", "stride"):
-        whole(f"{where}.{key}", (entries[key],))
+        whole(f"{where}.{key}", (given[key],))
     other = "middle" if inside == "expand" else "expand"
-    if entries[inside] is None or entries[other] is not None:
+    if given[inside] is None or given[other] is not None:
         raise ValueError(f"{where}: needs {inside} and no {other}; choose=part goes with expand, network with middle")
     if inside == "middle":
-        whole(f"{where}.middle", (entries["middle"],))
-    ratios: Any = options(f"{where}.expand", entries["expand"]) if inside == "expand" else ()
-    depth = _depths(f"{where}.depth", entries["depth"])
-    return Stage(entries["width"], entries["middle"], ratios, entries["blocks"], depth, entries["stride"])
+        whole(f"{where}.middle", (given["middle"],))
+    ratios: Any = options(f"{where}.expand", given["expand"]) if inside == "expand" else ()
+    depth = _depths(f"{where}.depth", given["depth"])
+    return Stage(given["width"], given["middle"], ratios, given["blocks"], depth, given["stride"])
 
 
 def _depths(where: str, values: Any) -> tuple[int, ...]:
@@ -323,11 +312,3 @@ def _depths(where: str, values: Any) -> tuple[int, ...]:
     if not result or list(result) != sorted(set(result)):
         raise ValueError(f"{where}={values!r}: give whole numbers, ascending and without repeats")
     return result
-
-
-def _entries(data: Mapping[str, Any], where: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """`data` over `defaults`, with unknown keys refused."""
-    unknown = set(data) - set(defaults)
-    if unknown:
-        raise ValueError(f"{where}: unknown entries {sorted(unknown)}; known are {list(defaults)}")
-    return {**defaults, **data}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from supernet.choices import options, whole
+from supernet.choices import entries, options, whole
 from supernet.layers.conv import ACTIVATIONS
 
 
@@ -78,10 +78,7 @@ def parse_stage(data: Mapping[str, Any], index: int) -> Stage:
 
 def parse_entries(data: Mapping[str, Any], where: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """`data` over `defaults`, with unknown keys, missing widths and unknown activations refused."""
-    unknown = set(data) - set(defaults)
-    if unknown:
-        raise ValueError(f"{where}: unknown entries {sorted(unknown)}; known are {list(defaults)}")
-    given = {**defaults, **data}
+    given = entries(data, where, defaults)
     if given["act"] not in ACTIVATIONS:
         raise ValueError(f"{where}.act={given['act']!r}: choose one of {list(ACTIVATIONS)}")
     if given["width"] is None:
