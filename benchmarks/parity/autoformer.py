@@ -100,11 +100,15 @@ def _logits(name: str, net: Supernet, archs: Mapping[str, Arch], golden: Numbers
 
 
 def _gradients(name: str, net: Supernet, golden: Mapping[str, Any], report: Report) -> None:
-    """The original's are in fp32, where a few are zero by chance."""
+    """The original's are in fp32, where a few are zero by chance.
+
+    Of keys' biases many are: one bias for all keys changes no softmax, so rounding is all there is.
+    """
     logits = net.eval()(images(2, 224), net.space.from_json(golden["arch"]))
     loss = F.cross_entropy(logits, torch.tensor(golden["labels"]))
     loss.backward()
     report.add(f"{name}: loss", {"rand00": abs(loss.item() / golden["loss"] - 1)}, 1e-6, "relative")
     values, counts = gradient_errors(net, AUTOFORMER, golden["grads"], noise=1e-8)
     report.add(f"{name}: norm and sum of gradients", values, 2e-5, "its norm")
+    counts = {key: count for key, count in counts.items() if not key.endswith(".qkv.bias")}
     report.add(f"{name}: non-zeros of gradients", counts, 1e-3, "relative")

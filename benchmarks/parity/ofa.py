@@ -44,7 +44,10 @@ SPACES = {
     "resnet50": "ofa_resnet50",
 }
 SINGLE = 5e-4  # of the largest logit: where the original ran in fp32, whose noise in its largest networks is 4e-5
-STEP = 1e-4  # of a gradient's norm: the original's training step ran in fp32
+STATISTICS = 5e-5  # of a layer's largest: the original's are in fp32; ours in fp32 are up to 1.6e-5 from ours in fp64
+# Of a gradient's norm. The original's step ran in fp32, where a relu near 0 may switch: in fp64, images that are 1e-6
+# off change norms by up to 7e-3, those that are 1e-7 off by 2e-3, but those that are 1e-12 off by 4e-11.
+STEP, TYPICAL = 5e-3, 5e-4
 NOISE = 1e-5  # the norm of gradients that are zero in exact arithmetic
 
 
@@ -139,13 +142,14 @@ def _step(net: Supernet, layout: Layout, state: State, files: Path, report: Repo
     values, counts = gradient_errors(net, layout, golden["grads"], NOISE)
     net.zero_grad()
     report.add(f"{name} step: norm and sum of gradients", values, STEP, "its norm")
+    report.add(f"{name} step: the same, median", {"median": float(np.median([*values.values()]))}, TYPICAL, "its norm")
     report.add(f"{name} step: non-zeros of gradients", counts, 1e-3, "relative")
     subnet = net.extract(arch).train()
     with torch.no_grad():
         subnet(batch)
     net.eval()
     errors = _statistics(subnet, net, layout, state, load(_file(files, "train_step_rand00.running.npz")))
-    report.add(f"{name} step: running statistics", errors, 1e-5, VALUE)
+    report.add(f"{name} step: running statistics", errors, STATISTICS, VALUE)
 
 
 def _calibration(
@@ -156,7 +160,7 @@ def _calibration(
     with torch.no_grad():
         logits = {"rand00": error(subnet(images(2, 128)), golden.pop("logits_after"))}
     errors = _statistics(subnet, net, layout, state, golden)
-    report.add(f"{net.space.name}: calibrated statistics", errors, 1e-5, VALUE)
+    report.add(f"{net.space.name}: calibrated statistics", errors, STATISTICS, VALUE)
     report.add(f"{net.space.name}: logits after calibration", logits, SINGLE, LOGIT)
 
 

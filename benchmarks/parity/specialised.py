@@ -21,9 +21,10 @@ HEADER = ("network", "space", "px", "MMACs", "with biases and pooling", "publish
 def compare(published: Mapping[str, Any], report: Report) -> None:
     """Compare all networks of `published`, by the name that they were published under.
 
-    Where MACs were printed they must follow when additions of biases (squeeze-excite, classifier) and of the final
-    pooling are counted too, as the original's counter of these networks does; MACs alone are then up to 1 million
-    less when rounded. Where no side was published the MACs are those at 224 px.
+    Two kinds of MACs are held against a printed figure: ours, and ours with the additions of biases (squeeze-excite,
+    classifier) and of the final pooling. That the printed figures count these is inferred from them: nothing published
+    says so. Nor were sides published; where MACs were, the side is the one that reproduces them, so what is tested is
+    that there is one. Networks of neither are listed at 224 px.
     """
     ours = {r.facts["published_as"]: (r, known) for r, known in map(_resolved, names()) if "published_as" in r.facts}
     sides = list(range(128, 244, 4))  # two networks are larger than their supernet's images
@@ -43,7 +44,8 @@ def compare(published: Mapping[str, Any], report: Report) -> None:
         lines.append([reference.name, reference.space, side, *figures])
     report.equal(f"{TITLE}: every layer", layers)
     report.equal(f"{TITLE}: printed MMACs, additions counted", counted)
-    report.add(f"{TITLE}: printed MMACs, plain", plain, 1.0, "absolute")
+    below = sum(difference > 0 for difference in plain.values())
+    report.add(f"{TITLE}: printed MMACs, plain ({below} of {len(plain)} differ)", plain, 1.0, "absolute")
     report.tables[TITLE] = [HEADER, *lines]
 
 
