@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from search.constraint import ENUMERABLE, Budget
-from supernet.errors import UserError
 from supernet.space import Arch, Space
-from supernet.window import enumerate_archs
-
-if TYPE_CHECKING:
-    import numpy as np
-
-CHUNK = 256  # subnets drawn at once
-ROUNDS = 20  # chunks drawn at most in search of unseen subnets
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One scored subnet. Metrics hold "top1" (percent), "loss" (nats), "macs" and "params".
+    """One scored subnet. Metrics hold "top1" (percent), "loss" (nats) and every measure of the budget.
 
     `seconds` is the time it took; it is no part of the result, so it does not count in comparisons.
     """
@@ -53,7 +44,7 @@ class Algorithm(Protocol):
         """`n` subnets inside the budget, none of which was asked before; fewer where none are left."""
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """The scores of what was asked."""
+        """The scores of what was asked, before anything else is asked."""
 
 
 def ranking(trial: Trial) -> tuple[float, float]:
@@ -69,24 +60,22 @@ def best_of(trials: Iterable[Trial], n: int) -> list[Trial]:
     return sorted(distinct.values(), key=ranking)[:n]
 
 
-def draw_unseen(budget: Budget, rng: np.random.Generator, n: int, seen: Collection[Arch]) -> list[Arch]:
-    """`n` distinct random subnets inside the budget that are not in `seen`; fewer where no more are found.
+def at_least_one(**counts: int) -> None:
+    """Raises ValueError for a count below 1; names it."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name}={count}: must be at least 1")
 
-    Drawing ends with a chunk that brings nothing new, or after `ROUNDS` chunks. Small spaces are then listed,
-    so every subnet inside them is found.
-    """
-    found: dict[Arch, None] = {}
-    for _ in range(ROUNDS if n > 0 else 0):
-        try:
-            drawn = budget.sample(rng, CHUNK)
-        except UserError:  # so few subnets inside that drawing does not find them: list them, or give up
-            break
-        known = len(found)
-        found.update(dict.fromkeys(arch for arch in drawn if arch not in seen))
-        if len(found) >= n or len(found) == known:
-            break
-    if len(found) < n and budget.space.size() <= ENUMERABLE:
-        rest = [arch for arch in enumerate_archs(budget.space) if arch not in seen and arch not in found]
-        inside = [arch for arch, excess in zip(rest, budget.excess(rest), strict=True) if not excess]
-        found.update(dict.fromkeys(inside[i] for i in rng.permutation(len(inside))))
-    return list(found)[:n]
+
+def share(**shares: float) -> None:
+    """Raises ValueError for a share outside 0 to 1; names it."""
+    for name, value in shares.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}={value}: must be from 0 to 1")
+
+
+def probability(**values: float | None) -> None:
+    """Raises ValueError for a probability that is not above 0 and at most 1; None is a default. Names it."""
+    for name, value in values.items():
+        if value is not None and not 0 < value <= 1:
+            raise ValueError(f"{name}={value}: must be above 0 and at most 1")

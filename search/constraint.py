@@ -4,45 +4,72 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import TYPE_CHECKING
 
-from supernet.cost import Measure, macs_of, params_of
+from search.limits import LABELS, Limit, bounds, exact, number, shown, window
+from search.repair import descended, repaired
+from supernet.cost import Measure, macs_of, memory_of, params_of, size_of
 from supernet.errors import UserError
 from supernet.space import Arch, Space, Window
-from supernet.window import enumerate_archs, sample_in_window
+from supernet.sweep import extremes
+from supernet.window import enumerate_archs, rows_in_window, sample_in_window
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Limit = int | float | str | None
-UNITS = {"K": 1e3, "M": 1e6, "G": 1e9}
-LABELS = {"macs": "MACs"}
+__all__ = ["ENUMERABLE", "Budget", "Constraint", "encoded", "number", "range_of", "shown"]
+
+AUTO = "auto"
 ENUMERABLE = 20_000  # spaces up to this size are listed where an exact answer is needed
+EXPLORED = 2048  # subnets inside one window, looked at to see what it leaves of another
+REFINED = 16  # of these, the nearest, from which the search for a nearer one starts
 
 
 @dataclass(frozen=True)
 class Constraint:
     """Upper bounds or [low, high] windows on what a subnet costs, alone or together.
 
-    `macs` (one image) and `params`. Values up to 1 are fractions of the largest subnet's cost. "300M", "1.5G", "40%"
-    are understood; null is no bound, also as one end of a window.
+    `macs` (one image) and `params`: values up to 1 are fractions of the largest subnet's; "300M" and "1.5G" are
+    understood. `latency_ms`; `memory_mb`, the peak of the activations on one image (see `supernet.cost.memory_of`);
+    `size_mb` of the exported weights: in ms and MB (10^6 bytes). "40%" of the largest is understood by all; null is no
+    bound, also as one end of a window. macs="auto" is no bound where there is another, else half of the largest
+    subnet's, or the middle of what is reachable if that is more.
     """
 
-    macs: Limit | tuple[Limit, Limit] = None
-    params: Limit | tuple[Limit, Limit] = None
+    macs: Limit | Sequence[Limit] = None
+    params: Limit | Sequence[Limit] = None
+    latency_ms: Limit | Sequence[Limit] = None
+    memory_mb: Limit | Sequence[Limit] = None
+    size_mb: Limit | Sequence[Limit] = None
 
-    def on(self, space: Space) -> Budget:
-        """The budget in absolute numbers.
+    def on(self, space: Space, latency: Measure | None = None) -> Budget:
+        """The budget in absolute numbers. `latency` predicts milliseconds.
 
         Raises:
-            UserError: if a value cannot be read, is not positive, or a window is empty.
+            UserError: if a value cannot be read, is not positive, or a window is empty; if latency is bounded and
+                nothing predicts it.
         """
         measures: dict[str, Measure] = {"macs": macs_of(space), "params": params_of(space)}
+        if latency is not None:
+            measures["latency_ms"] = latency
+        elif self.latency_ms is not None:
+            raise UserError(
+                f"constraint.latency_ms={self.latency_ms}: needs a latency model of space {space.name!r}; "
+                "make one with `python search.py mode=latency`, then give latency=<file>"
+            )
+        measures |= {"memory_mb": memory_of(space), "size_mb": size_of(space)}
         largest = encoded(space, [space.largest()])
+        limits = {name: getattr(self, name) for name in measures}
+        if self.macs == AUTO:
+            limits["macs"] = None
+            if not any(limit is not None for limit in limits.values()):
+                least, most = extremes(space, measures["macs"])
+                limits["macs"] = max(most / 2, (least + most) / 2 if least > most / 2 else 0)
         windows = {
-            name: _window(name, getattr(self, name), measure.batch(largest)[0]) for name, measure in measures.items()
+            name: window(name, limits[name], measure.batch(largest)[0].item()) for name, measure in measures.items()
         }
         return Budget(space, {name: window for name, window in windows.items() if window is not None}, measures)
 
@@ -68,9 +95,9 @@ class Budget:
         for name, (low, high) in self.windows.items():
             values = self.measures[name].batch(genes)
             if math.isfinite(low):
-                total += np.maximum(low - values, 0) / max(low, 1e-9)
+                total += np.maximum(low - values, 0) / max(abs(low), 1e-9)
             if math.isfinite(high):
-                total += np.maximum(values - high, 0) / max(high, 1e-9)
+                total += np.maximum(values - high, 0) / max(abs(high), 1e-9)
         return total
 
     def excess(self, archs: Sequence[Arch]) -> NDArray[np.float64]:
@@ -86,57 +113,93 @@ class Budget:
         return not self.excess([arch])[0]
 
     def sample(self, rng: np.random.Generator, n: int) -> list[Arch]:
-        """`n` independent subnets inside the budget, see `supernet.window`."""
+        """`n` independent subnets inside the budget, every gene uniform given that; see `supernet.window`."""
         return sample_in_window(self.space, rng, n, self.windows, self.measures)
 
     def repair(self, arch: Arch, rng: np.random.Generator) -> Arch | None:
-        """Bring a subnet into the budget by moving randomly chosen genes one option at a time.
+        """A subnet inside the budget near `arch`; itself if it is inside, None if no way in was found."""
+        return self.repair_all([arch], rng)[0]
 
-        Every move lowers the violation, so there are finitely many; None where no single move does.
+    def repair_all(self, archs: Sequence[Arch], rng: np.random.Generator) -> list[Arch | None]:
+        """`repair` of many at once. Few genes change, at random, see `search.repair`.
+
+        Genes that begin to count on the way (a deeper stage's new blocks) are drawn uniformly.
         """
         import numpy as np
 
-        limits = np.array([len(gene.options) for gene in self.space.genes])
-        left = self.excess([arch])[0]
-        steps = np.concatenate([np.eye(len(limits), dtype=np.int64), -np.eye(len(limits), dtype=np.int64)])
-        while left > 0:
-            moved = np.array(self.space.encode(arch)) + steps  # [2 G, G]
-            moved = moved[((moved >= 0) & (moved < limits)).all(axis=1)]
-            after = self.violations(moved)
-            better = np.flatnonzero(after < left)
-            if not len(better):
-                return None
-            chosen = int(rng.choice(better))
-            arch, left = self.space.decode(moved[chosen].tolist()), after[chosen]
-        return arch
+        rows = encoded(self.space, archs)
+        outside = np.flatnonzero(self.violations(rows) > 0)
+        for i in outside.tolist():
+            codes = tuple(rows[i].tolist())
+            for position, gene in enumerate(self.space.genes):
+                if gene.parent is not None and not self.space.counts(gene, codes):
+                    rows[i, position] = rng.integers(len(gene.options))
+        result: list[Arch | None] = list(archs)
+        moved, inside = repaired(self.space, self.violations, rows[outside], rng)
+        for i, row, fits in zip(outside.tolist(), moved.tolist(), inside.tolist(), strict=True):
+            result[i] = self.space.decode(row) if fits else None
+        return result
 
     def check_reachable(self) -> None:
         """Make sure that some subnet is inside.
 
         Raises:
-            UserError: otherwise; gives the reachable range and the nearest value.
+            UserError: otherwise; gives the reachable range and the nearest value, or the pair of bounds that exclude
+                each other and what each leaves of the other.
         """
         import numpy as np
 
         if not self.excess([self.space.smallest(), self.space.largest()]).all():
             return
-        ranges = range_of(self)
-        for name, window in self.windows.items():
-            least, most = ranges[name]
-            if window[1] < least or window[0] > most:
-                nearest = least if window[1] < least else most
-                bound = f"constraint.{name} ({_show(window)})"
+        for name, (low, high) in self.windows.items():
+            least, most = extremes(self.space, self.measures[name])
+            if high < least or low > most:
                 raise UserError(
-                    f"{bound} is out of reach: space {self.space.name!r} has subnets "
-                    f"of {_exact(least)} to {_exact(most)} {name}; the nearest possible is {nearest:,}"
+                    f"{self._bound(name)} is out of reach: space {self.space.name!r} has subnets of "
+                    f"{exact(name, least)} to {exact(name, most)} {LABELS.get(name, name)}; "
+                    f"the nearest possible is {least if high < least else most:,}"
                 )
-        if self.space.size() > ENUMERABLE or self.excess(list(enumerate_archs(self.space))).all():
+        if self.space.size() <= ENUMERABLE and not self.excess(list(enumerate_archs(self.space))).all():
+            return
+        try:
             self.sample(np.random.default_rng(0), 1)
+        except UserError:
+            self._explain(np.random.default_rng(0))
+            raise
 
     def describe(self) -> str:
-        """For people: "MACs <= 300.0M, params 1.00M to 2.00M"."""
-        parts = [f"{LABELS.get(name, name)} {_show(window)}" for name, window in self.windows.items()]
+        """For people: "MACs <= 300.0M, latency <= 25 ms"."""
+        parts = [f"{LABELS.get(name, name)} {bounds(name, window)}" for name, window in self.windows.items()]
         return ", ".join(parts) or "none"
+
+    def _bound(self, name: str) -> str:
+        return f"constraint.{name} ({bounds(name, self.windows[name])})"
+
+    def _explain(self, rng: np.random.Generator) -> None:
+        """Raise a `UserError` about one window that no subnet is in, or about two that exclude each other."""
+        for name, limits in self.windows.items():
+            rows_in_window(self.space, rng, 1, {name: limits}, self.measures)
+        for first, second in combinations(self.windows, 2):
+            nearest = [self._nearest(inside, other, rng) for inside, other in ((first, second), (second, first))]
+            if None in nearest:
+                continue
+            raise UserError(
+                f"no subnet of space {self.space.name!r} found with both {self._bound(first)} and "
+                f"{self._bound(second)}. Inside the first, the nearest found has "
+                f"{exact(second, nearest[0] or 0)} {LABELS.get(second, second)}; inside the second, "
+                f"{exact(first, nearest[1] or 0)} {LABELS.get(first, first)}: relax one of them to that"
+            )
+
+    def _nearest(self, inside: str, other: str, rng: np.random.Generator) -> float | None:
+        """The value of `other` nearest to its window that was found inside the window of `inside`; None: in both."""
+        import numpy as np
+
+        held, wanted = (replace(self, windows={name: self.windows[name]}) for name in (inside, other))
+        rows = rows_in_window(self.space, rng, EXPLORED, held.windows, self.measures)
+        rows = rows[np.argsort(wanted.violations(rows), kind="stable")[:REFINED]]
+        rows = descended(self.space, held.violations, wanted.violations, rows)
+        left = wanted.violations(rows)
+        return self.measures[other].batch(rows[[left.argmin()]])[0].item() if left.min() > 0 else None
 
 
 def encoded(space: Space, archs: Sequence[Arch]) -> NDArray[np.int64]:
@@ -147,58 +210,5 @@ def encoded(space: Space, archs: Sequence[Arch]) -> NDArray[np.int64]:
 
 
 def range_of(budget: Budget) -> dict[str, tuple[float, float]]:
-    """The measures of the smallest and the largest subnet, by name."""
-    ends = [budget.costs(arch) for arch in (budget.space.smallest(), budget.space.largest())]
-    return {name: (ends[0][name], ends[1][name]) for name in budget.measures}
-
-
-def number(value: float) -> str:
-    """A cost with four digits and a unit: 203.4M."""
-    for unit, scale in sorted(UNITS.items(), key=lambda item: -item[1]):
-        if abs(value) >= scale:
-            return f"{value / scale:.4g}{unit}"
-    return f"{value:g}"
-
-
-def _exact(value: float) -> str:
-    return f"{number(value)} ({value:,})"
-
-
-def _show(window: Window) -> str:
-    low, high = window
-    if math.isinf(low):
-        return f"<= {number(high)}"
-    return f">= {number(low)}" if math.isinf(high) else f"{number(low)} to {number(high)}"
-
-
-def _window(name: str, value: Limit | Sequence[Limit], largest: float) -> Window | None:
-    key = f"constraint.{name}"
-    if value is None:
-        return None
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        if len(value) != 2:
-            raise UserError(f"{key}={list(value)}: give one upper bound, or a window [low, high]")
-        low = -math.inf if value[0] is None else _absolute(key, value[0], largest)
-        high = math.inf if value[1] is None else _absolute(key, value[1], largest)
-        if low > high:
-            raise UserError(f"{key}={list(value)}: the window is empty, give the lower end first")
-        return (low, high) if math.isfinite(low) or math.isfinite(high) else None
-    return -math.inf, _absolute(key, value, largest)
-
-
-def _absolute(key: str, value: int | float | str, largest: float) -> float:
-    """A bound as an absolute number; up to 1 it is a fraction of `largest`."""
-    parsed: float
-    try:
-        if isinstance(value, bool):
-            raise ValueError
-        text = str(value).strip().upper().replace("_", "")
-        if text.endswith("%"):
-            parsed = float(text[:-1]) / 100 * largest
-        else:
-            parsed = float(text[:-1]) * UNITS[text[-1]] if text[-1:] in UNITS else float(text)
-    except ValueError:
-        raise UserError(f"{key}={value}: not a number; give 0.5 (of the largest), 300e6 or 300M") from None
-    if not 0 < parsed < math.inf:
-        raise UserError(f"{key}={value}: must be positive and finite, or null for no bound")
-    return parsed * largest if parsed <= 1 else parsed
+    """The lowest and the highest value of every measure over the space, by name; see `supernet.sweep.extremes`."""
+    return {name: extremes(budget.space, measure) for name, measure in budget.measures.items()}

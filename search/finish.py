@@ -9,7 +9,10 @@ from typing import Any
 import torch
 
 from search.algorithm import Trial, best_of
+from search.history import is_complete
 from search.job import Job
+from search.latency.model import LatencyModel
+from search.latency.timing import Setting, measure_subnet
 from supernet.evaluate import Metrics, calibrated_subnet, evaluate, evaluate_subnet
 from supernet.export import export
 from supernet.log import RunLog
@@ -26,13 +29,17 @@ def rescore(job: Job, trials: Sequence[Trial], log: RunLog, label: str) -> tuple
     validation split wins; among equals the one with fewer MACs.
     """
     excess = job.budget.excess([trial.arch for trial in trials])
-    feasible = [trial for trial, violation in zip(trials, excess, strict=True) if not violation]
+    feasible = [t for t, violation in zip(trials, excess, strict=True) if not violation and is_complete(t)]
     finalists = best_of(feasible, job.settings.finalists)
-    validated: dict[Arch, Metrics] = {}
     with log.progress(len(finalists), f"{label}: finalists") as progress:
-        for trial in finalists:
-            validated[trial.arch] = validate(job, trial.arch)
+
+        def scores(trial: Trial) -> dict[str, Any]:
+            metrics = validate(job, trial.arch)
             progress.advance(1)
+            return metrics._asdict()
+
+        found = job.ranks.map(scores, finalists)
+    validated = {trial.arch: Metrics(**metrics) for trial, metrics in zip(finalists, found, strict=True)}
     winner = min(finalists, key=lambda trial: (-validated[trial.arch].top1, trial.metrics["macs"]))
     return winner, validated
 
@@ -51,6 +58,7 @@ def ship(job: Job, arch: Arch, scores: Mapping[str, Any], folder: Path) -> dict[
         metrics["test"] = evaluate(subnet, data.evaluation("test", resolution))._asdict()
     largest = net.space.plan(net.space.largest())
     price = job.budget.costs(arch)
+    measured = measured_latency(job, subnet, resolution)
     provenance = {
         "checkpoint": str(job.run.source),
         "step": job.run.step,
@@ -70,10 +78,26 @@ def ship(job: Job, arch: Arch, scores: Mapping[str, Any], folder: Path) -> dict[
         **price,
         "macs_of_largest": price["macs"] / largest.macs,
         "params_of_largest": price["params"] / largest.params,
+        **({"measured_latency": measured} if measured else {}),
         "metrics": metrics,
         "export": str(folder / EXPORT),
         "largest_difference_after_export": differences,
     }
+
+
+def measured_latency(job: Job, subnet: torch.nn.Module, resolution: int) -> dict[str, Any] | None:
+    """The subnet's latency end to end, under the conditions of the latency model; None where they are not had here."""
+    model = job.budget.measures.get("latency_ms")
+    conditions = model.info.get("conditions") if isinstance(model, LatencyModel) else None
+    if not conditions:
+        return None
+    setting = Setting.of(conditions)
+    if setting.record()["device_name"] != conditions["device_name"]:
+        return None
+    device = next(subnet.parameters()).device
+    median, iqr = measure_subnet(subnet, resolution, setting, job.info.channels)
+    subnet.to(device)
+    return {"median_ms": median, "iqr_ms": iqr, "conditions": dict(conditions)}
 
 
 def validate(job: Job, arch: Arch) -> Metrics:

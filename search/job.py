@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from search.constraint import Budget, Constraint, number, range_of
+from search.constraint import Budget, Constraint, range_of
+from search.latency.model import LatencyModel
+from search.limits import LABELS, shown
 from search.settings import SearchSettings
 from supernet.build import OpenedRun, changed_splits, make_data, open_run, pick_device
 from supernet.calibrate import has_statistics
 from supernet.construct import construct
+from supernet.distributed import ALONE, Ranks
 from supernet.errors import UserError
 from supernet.runs import CHECKPOINT, RESULTS, is_locked, newest_finished, read_json
 
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
 
 TRIALS = "trials.jsonl"
 PUBLISHED_CALIBRATION = 2000  # images; what Once-for-All takes
+SUFFIX = re.compile(r"(\.pth)?\.(tar|pth|pt)$")  # of checkpoint files; other dots belong to their names
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -37,12 +43,13 @@ class Job:
     run: OpenedRun
     data: Data | None
     budget: Budget
+    ranks: Ranks = ALONE
 
     @property
     def root(self) -> Path:
         """The folder of all searches in the training run; of a file published elsewhere, a folder in `runs_dir`."""
         if not self.run.config:
-            return Path(self.settings.runs_dir) / "pretrained" / self.run.source.name.split(".")[0] / "search"
+            return Path(self.settings.runs_dir) / "pretrained" / SUFFIX.sub("", self.run.source.name) / "search"
         return self.run.folder / "search"
 
     @property
@@ -53,7 +60,7 @@ class Job:
 
     @property
     def info(self) -> DataInfo:
-        """Facts about the data; of ImageNet, as the published codes normalise it, where none is given."""
+        """Facts about the data; where none is given, the published codes' normalisation of colour images."""
         if self.data is not None:
             return self.data.info
         from supernet.data.base import DataInfo
@@ -61,8 +68,8 @@ class Job:
         space = self.run.net.space
         classes, side = int(space.description["num_classes"]), space.resolution(space.largest())
         channels = int(space.description["in_channels"])
-        mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-        return DataInfo("imagenet", classes, (), channels, side, mean, std, (side,))
+        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.0,) * channels, (1.0,) * channels)
+        return DataInfo("unknown", classes, (), channels, side, mean, std, (side,))
 
     @property
     def calibration_images(self) -> int:
@@ -76,18 +83,26 @@ class Job:
     def facts(self) -> list[str]:
         """Lines that tell the user what is searched, and what is reachable."""
         space = self.budget.space
-        ranges = {name: f"{number(low)} to {number(high)}" for name, (low, high) in range_of(self.budget).items()}
+        ranges = {
+            name: f"{shown(name, low)} to {shown(name, high)}" for name, (low, high) in range_of(self.budget).items()
+        }
         newest = " (the newest finished training run)" if self.settings.checkpoint is None else ""
         if not self.run.config:
             newest += " (published elsewhere)"
         elif not (self.run.folder / RESULTS).exists():
             newest += f" (its training has not ended: step {self.run.step:,})"
         binds = "" if not self.budget.feasible(space.largest()) else " (does not bind: the largest subnet is inside)"
-        reach = f"{ranges['macs']} MACs, {ranges['params']} params"
+        reach = ", ".join(f"{reached} {LABELS.get(name, name)}" for name, reached in ranges.items())
+        kept = (
+            ""
+            if self.calibration_images or not has_statistics(self.run.net)
+            else ("statistics: the checkpoint's own, which fit only the subnet that they were measured on")
+        )
         facts = [
             f"checkpoint: {self.run.source}{newest}",
             f"space {space.name!r}: {_count(space.size())} subnets, {reach}",
             f"budget: {self.budget.describe()}{binds}",
+            *([kept] if kept else []),
         ]
         if self.data is None:
             return [*facts, "images: none, so nothing is scored; to score: data=imagenet data.root=<folder>"]
@@ -104,6 +119,7 @@ class Job:
             "constraint": dict(self.budget.windows),
             "seed": self.settings.seed,
             "calibration_images": self.calibration_images,
+            **({"stop_early": True} if self.settings.stop_early else {}),
             "data": {key: value for key, value in self.settings.data_overrides.items() if key != "root"},
         }
 
@@ -129,31 +145,63 @@ class Job:
         return folder
 
 
-def open_job(config: Mapping[str, Any]) -> Job:
-    """Open what the configuration names.
+def open_job(config: Mapping[str, Any], ranks: Ranks = ALONE) -> Job:
+    """Open what the configuration names; `ranks` are the processes that share the work.
 
     Raises:
         UserError: for any setting that is wrong, a missing or damaged checkpoint, missing data, or data whose
             classes or channels are not those of the supernet.
     """
+    config = _as_begun(config)
     settings = SearchSettings.of(config)
     constraint: Constraint = construct(config["constraint"], "constraint")
-    device = pick_device(settings.device)
+    device = ranks.device(pick_device(settings.device))
     run = open_run(_checkpoint(settings), device, settings.family, settings.space)
     space = run.net.space
     if space.size() == 1 and settings.arch is None:
         raise UserError(
             f"{run.source} holds one subnet only, there is nothing to search: evaluate it with arch=largest"
         )
-    budget = constraint.on(space)
+    model = None if settings.latency is None else LatencyModel.load(settings.latency, space)
+    budget = constraint.on(space, model)
+    if "latency_ms" in settings.objectives and model is None:
+        raise UserError("objectives: latency_ms needs latency=<folder>; make one with mode=latency")
     data = _open_data(run, settings, device)
-    job = Job(settings, config, run, data, budget)
+    job = Job(settings, config, run, data, budget, ranks)
+    if data is None and settings.calibration_images:
+        raise UserError(
+            f"calibration_images={settings.calibration_images}: there is no data to take them from; say data=imagenet "
+            "data.root=<folder>"
+        )
     has_norms = any(isinstance(module, torch.nn.BatchNorm2d) for module in run.net.modules())
     if not job.calibration_images and has_norms and not has_statistics(run.net):
         raise UserError(
             f"calibration_images=0 keeps the batch-norm statistics of the checkpoint, but {run.source} holds none"
         )
     return job
+
+
+def _as_begun(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With `resume` or `from`, what a search of a published file was begun with where it is not repeated."""
+    resume = config["resume"] or config["from"]
+    if resume == "auto" and config["checkpoint"] is None:
+        found = _newest_begun(Path(config["runs_dir"]))
+        resume = None if found is None else str(found)
+    saved = Path(resume) / "config.json" if resume else None
+    if saved is None or not saved.is_file():
+        return config
+    begun = read_json(saved)
+    kept = {key: begun[key] for key in ("family", "space") if not config[key] and begun.get(key)}
+    if "_target_" in begun.get("data", {}) and "_target_" not in config["data"]:
+        kept["data"] = {**begun["data"], **{key: value for key, value in config["data"].items() if value is not None}}
+    return {**config, **kept}
+
+
+def _newest_begun(runs: Path) -> Path | None:
+    """The newest unfinished search of any training run or published file."""
+    patterns = [(runs / "train", "*/search/*"), (runs / "pretrained", "*/search/*")]
+    found = [folder for root, pattern in patterns if (folder := newest_unfinished(root, pattern))]
+    return max(found, key=lambda folder: (folder / TRIALS).stat().st_mtime_ns, default=None)
 
 
 def _open_data(run: OpenedRun, settings: SearchSettings, device: torch.device) -> Data | None:
@@ -187,11 +235,11 @@ def _open_data(run: OpenedRun, settings: SearchSettings, device: torch.device) -
 
 
 def _checkpoint(settings: SearchSettings) -> Path:
-    """As given; else that of the search to resume; else the newest finished training run's."""
+    """As given; else that of the search to resume or to choose from; else the newest finished training run's."""
     if settings.checkpoint is not None:
         return Path(settings.checkpoint)
     runs = Path(settings.runs_dir) / "train"
-    begun = newest_unfinished(runs, "*/search/*") if settings.resume == "auto" else settings.resume
+    begun = _newest_begun(runs.parent) if settings.resume == "auto" else settings.resume or settings.reselect
     if begun is not None:
         saved = Path(begun) / "config.json"
         if saved.is_file():  # a search lies in its run's folder, wherever that was moved

@@ -2,33 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+
 from search.algorithm import Algorithm, Trial, best_of
-from search.evaluator import Evaluator
-from search.history import History
+from search.evaluator import Evaluator, stopping
+from search.history import History, is_complete
 from supernet.errors import UserError
 from supernet.log import RunLog
+from supernet.space import Arch
 
 
 def run_trials(
-    algorithm: Algorithm, evaluator: Evaluator, history: History, evaluations: int, log: RunLog, label: str
+    algorithm: Algorithm,
+    evaluator: Evaluator,
+    history: History,
+    evaluations: int,
+    log: RunLog,
+    label: str,
+    *,
+    known: Mapping[Arch, tuple[Trial, str]] | None = None,
+    at_once: int = 1,
+    keep: int | None = None,
 ) -> list[Trial]:
     """Score `evaluations` subnets, those in `history` not again; fewer where the budget holds no more.
 
+    Args:
+        known: trials of earlier searches, with these searches' names, see `search.history.known_trials`.
+        at_once: subnets that the evaluator gets in one call. What it returns is on the disk before the next call.
+        keep: the pass over a subnet's images ends once it cannot be among the best `keep` of the trials told before
+            (see `search.evaluator.Stopping`); None: all are seen. For algorithms that look at nothing but the order
+            of the best `keep` by top-1.
+
     Raises:
         UserError: if the algorithm finds no subnet at all.
+        ValueError: if the evaluator cannot stop early, with `keep`.
     """
     trials: list[Trial] = []
     best: list[Trial] = []
     exhausted = False
     with log.progress(evaluations, label) as progress:
         while len(trials) < evaluations and not exhausted:
-            wanted = min(algorithm.batch, evaluations - len(trials))
+            archs = algorithm.ask(min(algorithm.batch, evaluations - len(trials)))
+            # The bound is that of the trials told before, so it depends on neither interruptions nor processes.
+            scores = evaluator if keep is None else stopping(evaluator, _threshold(trials, keep))
             told: list[Trial] = []
-            for arch in algorithm.ask(wanted):
-                trial = history.trials.get(arch)
-                if trial is None:
-                    trial = evaluator([arch])[0]
-                    history.append(trial)
+            for trial in _answers(archs, scores, history, known or {}, at_once):
                 told.append(trial)
                 best = best_of([*best, trial], 1)
                 progress.advance(1, best=f"{best[0].metrics['top1']:.2f}%")
@@ -40,3 +59,35 @@ def run_trials(
     if exhausted:
         log.say(f"{label}: no further subnet inside the budget was found, stopping after {len(trials)}")
     return trials
+
+
+def _answers(
+    archs: Sequence[Arch],
+    evaluator: Evaluator,
+    history: History,
+    known: Mapping[Arch, tuple[Trial, str]],
+    at_once: int,
+) -> Iterator[Trial]:
+    """The trials of `archs`, in order; new ones are appended to the history."""
+    new = iter([arch for arch in archs if arch not in history.trials and arch not in known])
+    scored: dict[Arch, Trial] = {}
+    for arch in archs:
+        if arch in history.trials:
+            yield history.trials[arch]
+            continue
+        if arch in known:
+            trial, source = known[arch]
+            history.append(trial, source)
+        else:
+            if arch not in scored:
+                group = list(islice(new, at_once))
+                scored.update(zip(group, evaluator(group), strict=True))
+            trial = scored[arch]
+            history.append(trial)
+        yield trial
+
+
+def _threshold(trials: Sequence[Trial], keep: int) -> float:
+    """The top-1 of the `keep`-th best complete trial; while there are fewer, nothing is below it."""
+    best = best_of(filter(is_complete, trials), keep)
+    return best[-1].metrics["top1"] if len(best) == keep else float("-inf")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from search.algorithm import Trial, draw_unseen
+from search.algorithm import Trial, at_least_one
 from search.constraint import Budget
 from supernet.space import Arch
 
@@ -22,20 +22,21 @@ class Random:
     """
 
     def __init__(self, budget: Budget, seed: int, batch: int = 50) -> None:
-        if batch < 1:
-            raise ValueError(f"batch={batch}: must be at least 1")
+        from search.codes import Unseen
+
+        at_least_one(batch=batch)
         self.budget, self.seed, self.batch = budget, seed, batch
-        self._asked: dict[Arch, None] = {}
+        self._unseen = Unseen(budget)
         self._asks = 0
 
     def ask(self, n: int) -> list[Arch]:
         import numpy as np
 
         rng = np.random.default_rng([self.seed, STREAM, self._asks])
-        archs = draw_unseen(self.budget, rng, n, self._asked)
         self._asks += 1
-        self._asked.update(dict.fromkeys(archs))
-        return archs
+        rows = self._unseen.random(rng, n)
+        self._unseen.take(rows)
+        return self._unseen.archs(rows)
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Nothing to learn."""

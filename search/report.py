@@ -1,101 +1,86 @@
-"""What a search leaves behind: the front as JSON, CSV and PNG."""
+"""What a search leaves behind: the front and its progress as files, from trials alone."""
 
 from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from search.algorithm import Trial
-from search.constraint import Budget
+from search.figures import plot_front, plot_progress
+from search.pareto import MAXIMISED, OBJECTIVES, bounds, curves, front
 from supernet.runs import write_json
 from supernet.space import Arch
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+__all__ = ["front", "plot_front", "plot_progress", "write_front", "write_progress"]
 
-
-def front(trials: Sequence[Trial]) -> list[Trial]:
-    """The trials that no other one beats in both MACs and top-1, by rising MACs; one of each equal pair."""
-    best: list[Trial] = []
-    for trial in sorted(trials, key=lambda t: (t.metrics["macs"], -t.metrics["top1"])):
-        if not best or trial.metrics["top1"] > best[-1].metrics["top1"]:
-            best.append(trial)
-    return best
+NO_COST = ("top1", "loss", "stopped_after")
 
 
 def write_front(
-    folder: Path, trials: Sequence[Trial], chosen: Trial, validated: Mapping[Arch, float]
+    folder: Path,
+    trials: Sequence[Trial],
+    chosen: Trial,
+    validated: Mapping[Arch, float],
+    objectives: Sequence[str] = OBJECTIVES,
 ) -> list[dict[str, Any]]:
     """Write `front.json` and `front.csv`; returns the rows.
 
-    `validated` holds the top-1 (percent) of the finalists on the validation split.
+    `validated` holds the top-1 (percent) of the finalists on the validation split; all finalists are listed in
+    `front.json`, on the front or not.
     """
+    costs = [name for name in chosen.metrics if name not in NO_COST]
 
     def row(trial: Trial) -> dict[str, Any]:
         return {
             "arch": trial.arch.to_json(),
-            "macs": trial.metrics["macs"],
-            "params": trial.metrics["params"],
+            **{name: trial.metrics[name] for name in costs},
             "top1_search": trial.metrics["top1"],
             "top1_val": validated.get(trial.arch),
         }
 
-    rows = [row(trial) for trial in front(trials)]
-    content = {"objectives": ["macs", "top1_search"], "rows": rows, "chosen": row(chosen)}
-    write_json(folder / "front.json", content)
-    with (folder / "front.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["row", "macs", "params", "top1_search", "top1_val", "arch"])
-        for number, entry in enumerate(rows):
-            values = [entry[key] for key in ("macs", "params", "top1_search", "top1_val")]
-            writer.writerow([number, *values, json.dumps(entry["arch"])])
+    rows = [row(trial) for trial in front(trials, objectives)]
+    finalists = [row(trial) for trial in {t.arch: t for t in trials if t.arch in validated}.values()]
+    names = [name for name in objectives if name not in MAXIMISED]
+    names += [f"{name}_search" for name in objectives if name in MAXIMISED]
+    write_json(
+        folder / "front.json", {"objectives": names, "rows": rows, "chosen": row(chosen), "finalists": finalists}
+    )
+    columns = [*costs, "top1_search", "top1_val"]
+    lines = [[number, *(entry[key] for key in columns), json.dumps(entry["arch"])] for number, entry in enumerate(rows)]
+    _write_csv(folder / "front.csv", ["row", *columns, "arch"], lines)
     return rows
 
 
-def plot_front(
-    path: Path, trials: Sequence[Trial], chosen: Trial, budget: Budget, baseline: Sequence[Trial], name: str
+def write_progress(
+    folder: Path,
+    trials: Sequence[Trial],
+    baseline: Sequence[Trial],
+    name: str,
+    objectives: Sequence[str] = OBJECTIVES,
 ) -> None:
-    """Draw every trial, the front, the MACs budget, the chosen subnet, and random search if there is one."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """Write `progress.csv` and `progress.png`: best top-1 and hypervolume after each evaluation.
 
-    figure = Figure(figsize=(7.5, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    Those of `baseline`, the trials of a random search, stand beside them where there are any. Both hypervolumes are
+    shares of one box, from the best to the worst value that either of the two saw of every objective.
+    """
+    box = bounds([*trials, *baseline], objectives)
+    lines = {name: curves(trials, objectives, *box)}
     if baseline:
-        _scatter(axes, baseline, "tab:orange", "random search")
-    _scatter(axes, trials, "tab:blue", name)
-    bounds = [bound / 1e6 for bound in budget.windows.get("macs", ()) if math.isfinite(bound)]
-    for i, bound in enumerate(bounds):
-        label = None if i else f"budget: {' to '.join(f'{b:.4g}' for b in bounds)} MMACs"
-        axes.axvline(bound, color="tab:red", linestyle="--", linewidth=1, label=label)
-    axes.plot(
-        chosen.metrics["macs"] / 1e6,
-        chosen.metrics["top1"],
-        marker="*",
-        markersize=16,
-        color="gold",
-        markeredgecolor="black",
-        linestyle="none",
-        label="chosen (best finalist on val)",
-        zorder=5,
-    )
-    axes.set_xlabel("MMACs per image")
-    axes.set_ylabel("top-1 on the search split, %")
-    beside = f", {len(baseline)} by random search" if baseline else ""
-    axes.set_title(f"{len(trials)} subnets scored by {name}{beside}")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
-    figure.savefig(path, dpi=150)
+        lines["random search"] = curves(baseline, objectives, *box)
+    columns = [f"{label}: {key}" for label, curve in lines.items() for key in curve]
+    series = [values for curve in lines.values() for values in curve.values()]
+    table = [
+        [i + 1, *(values[i] if i < len(values) else None for values in series)] for i in range(max(map(len, series)))
+    ]
+    _write_csv(folder / "progress.csv", ["evaluations", *columns], table)
+    plot_progress(folder / "progress.png", lines, objectives)
 
 
-def _scatter(axes: Axes, trials: Sequence[Trial], color: str, label: str) -> None:
-    points = [(t.metrics["macs"] / 1e6, t.metrics["top1"]) for t in trials]
-    line = [(t.metrics["macs"] / 1e6, t.metrics["top1"]) for t in front(trials)]
-    x, y = zip(*points, strict=True)
-    axes.scatter(x, y, s=12, alpha=0.4, color=color, linewidths=0)
-    axes.step(*zip(*line, strict=True), where="post", marker="o", markersize=4, color=color, label=f"{label}: front")
+def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)

@@ -203,7 +203,13 @@ def _reference(space: Space, text: str) -> Arch:
     reference = references.lookup(text)
     if reference.space != space.name:
         raise UserError(f"arch={text}: that subnet is of space {reference.space!r}, this supernet is {space.name!r}")
-    return _from_json(space, reference.arch, f"arch={text}")
+    try:
+        return space.from_json(reference.arch)
+    except ValueError as error:
+        key = str(error).partition("=")[0].partition("[")[0]
+        raise UserError(
+            f"arch={text}: {error}; a published checkpoint can have more: +space.{key}=[<its options and this one>]"
+        ) from None
 
 
 def _from_json(space: Space, data: Any, where: str) -> Arch:

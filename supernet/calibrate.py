@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -43,33 +43,36 @@ def calibrate(subnet: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
         return subnet
     per_channel: dict[nn.Module, float] = {}
     watches = [norm.register_forward_pre_hook(_watch(per_channel)) for norm in norms]
-    averages = [tuple(torch.zeros_like(values) for values in _statistics(norm)) for norm in norms]
+    means, variances = _statistics(norms)
+    mean, var = ([torch.zeros_like(values) for values in group] for group in (means, variances))
     for norm in norms:
         norm.momentum = 1.0  # running statistics are then those of the last batch
         norm.train()
     count = 0
-    for images in batches:
+    for images in batches:  # all norms at once: one launch on a GPU instead of one for each
         subnet(images)
         count += len(images)
-        for norm, (mean, var) in zip(norms, averages, strict=True):
-            of_batch, n, weight = _statistics(norm), per_channel[norm], len(images) / count
-            mean.lerp_(of_batch[0], weight)
-            var.lerp_(of_batch[1] * ((n - 1) / n), weight)  # the layer's own is the unbiased estimate
+        weight = len(images) / count
+        biased = [(per_channel[norm] - 1) / per_channel[norm] for norm in norms]  # the layer's own is unbiased
+        torch._foreach_lerp_(mean, means, weight)
+        torch._foreach_lerp_(var, torch._foreach_mul(variances, biased), weight)
     for watch in watches:
         watch.remove()
     if not count:
         raise ValueError("calibration needs at least one batch")
-    for norm, (mean, var) in zip(norms, averages, strict=True):
-        for values, average in zip(_statistics(norm), (mean, var), strict=True):
-            values.copy_(average)
+    torch._foreach_copy_(means, mean)
+    torch._foreach_copy_(variances, var)
+    for norm in norms:
         norm.momentum = 0.1
     return subnet.eval()
 
 
-def _statistics(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    return norm.running_mean, norm.running_var
+def _statistics(norms: Sequence[nn.BatchNorm2d]) -> tuple[list[Tensor], list[Tensor]]:
+    """The running means and variances themselves."""
+    means = [norm.running_mean for norm in norms if norm.running_mean is not None]
+    variances = [norm.running_var for norm in norms if norm.running_var is not None]
+    assert len(means) == len(variances) == len(norms)
+    return means, variances
 
 
 def _watch(per_channel: dict[nn.Module, float]) -> Callable[[nn.Module, tuple[Tensor]], None]:

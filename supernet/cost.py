@@ -1,22 +1,27 @@
-"""What a subnet costs: MACs and parameters of a plan, and any additive cost of whole populations at once.
+"""What a subnet costs: MACs, parameters, size, activations, and any sum or maximum over layers, of whole populations.
 
 A cost that is a sum over layers depends on a handful of genes per layer. `Additive` tabulates the layers over those
-genes once per space and then only looks up and adds. MACs and parameters read the specs' own formulae.
+genes once per space and then only looks up and adds; `Peak` does the same for maxima. What a layer costs is said by
+the specs' own formulae.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Iterable
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from supernet.lookup import Factor, Lookup, merged
 from supernet.space import Space
 from supernet.specs import Plan
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+__all__ = ["Additive", "Cost", "Factor", "Measure", "Peak", "cost", "macs_of", "memory_of", "params_of", "size_of"]
+
+MEGABYTE = 1e6
 
 
 class Cost(NamedTuple):
@@ -33,25 +38,21 @@ class Measure(Protocol):
         """Its values [N] for N subnets given as option indices [N, G] (see `Space.encode`), canonical or not."""
 
 
-@dataclass(frozen=True)
-class Factor:
-    """A function of a few genes: `table` has one axis for each gene in `reads`, as long as the gene has options."""
-
-    reads: tuple[int, ...]
-    table: NDArray[Any]
-
-
 class Additive:
-    """A measure that is a constant plus a sum of factors."""
+    """A measure that is a constant plus a sum of factors, in multiples of `unit`: (offset + sum) / unit."""
 
-    def __init__(self, space: Space, factors: Iterable[Factor], offset: float = 0) -> None:
-        self.space, self.offset = space, offset
-        self.factors = merged(factors)
+    def __init__(self, space: Space, factors: Iterable[Factor], offset: float = 0, unit: float = 1) -> None:
+        import numpy as np
+
+        self.space, self.offset, self.unit = space, offset, unit
+        self.factors = merged(tuple(factors), np.add)
 
     @staticmethod
-    def of_units(space: Space, part: Callable[[str, Any], float], dtype: Any, offset: float = 0) -> Additive:
+    def of_units(
+        space: Space, part: Callable[[str, Any], float], dtype: Any, offset: float = 0, unit: float = 1
+    ) -> Additive:
         """The sum over units of `part(name of the unit, spec)`; units that a subnet skips count nothing."""
-        return Additive(space, unit_factors(space, part, dtype), offset)
+        return Additive(space, unit_factors(space, part, dtype), offset, unit)
 
     def batch(self, genes: NDArray[np.integer]) -> NDArray[Any]:
         """See `Measure.batch`.
@@ -59,7 +60,53 @@ class Additive:
         Raises:
             ValueError: if the shape does not fit the space, or an index is out of range.
         """
-        return total(self.space, self.factors, genes) + self.offset
+        (total,) = self._lookup(genes)
+        return self.of_total(total)
+
+    def of_total(self, total: NDArray[Any]) -> NDArray[Any]:
+        """The measure's values where the factors add up to `total`. Whole numbers stay whole without a unit."""
+        total = total + self.offset
+        return total if self.unit == 1 else total / self.unit
+
+    @cached_property
+    def _lookup(self) -> Lookup:
+        import numpy as np
+
+        return Lookup(self.space, [(self.factors, np.add)])
+
+
+class Peak:
+    """A measure that is the maximum of its factors, in multiples of `unit`."""
+
+    def __init__(self, space: Space, factors: Iterable[Factor], unit: float = 1) -> None:
+        import numpy as np
+
+        self.space, self.unit = space, unit
+        self.factors = merged(tuple(factors), np.maximum)
+
+    @staticmethod
+    def of_units(space: Space, part: Callable[[str, Any], float], dtype: Any, unit: float = 1) -> Peak:
+        """The maximum over units of `part(name of the unit, spec)`, not below 0."""
+        return Peak(space, unit_factors(space, part, dtype), unit)
+
+    def batch(self, genes: NDArray[np.integer]) -> NDArray[Any]:
+        """See `Measure.batch`.
+
+        Raises:
+            ValueError: if the shape does not fit the space, or an index is out of range.
+        """
+        (most,) = self._lookup(genes)
+        return self.of_total(most)
+
+    def of_total(self, most: NDArray[Any]) -> NDArray[Any]:
+        """The measure's values where `most` is the largest factor."""
+        return most if self.unit == 1 else most / self.unit
+
+    @cached_property
+    def _lookup(self) -> Lookup:
+        import numpy as np
+
+        return Lookup(self.space, [(self.factors, np.maximum)])
 
 
 def unit_factors(space: Space, part: Callable[[str, Any], float], dtype: Any) -> list[Factor]:
@@ -74,34 +121,6 @@ def unit_factors(space: Space, part: Callable[[str, Any], float], dtype: Any) ->
                 table[codes] = part(unit.name, spec)
         factors.append(Factor(unit.reads, table))
     return factors
-
-
-def merged(factors: Iterable[Factor]) -> tuple[Factor, ...]:
-    """The same sum in fewer factors: those that read the same genes are added up."""
-    tables: dict[tuple[int, ...], NDArray[Any]] = {}
-    for factor in factors:
-        tables[factor.reads] = tables[factor.reads] + factor.table if factor.reads in tables else factor.table
-    return tuple(Factor(reads, table) for reads, table in tables.items())
-
-
-def total(space: Space, factors: Sequence[Factor], genes: NDArray[np.integer]) -> NDArray[Any]:
-    """The sum of factors [N] for option indices [N, G]."""
-    import numpy as np
-
-    genes = np.asarray(genes)
-    limits = np.array([len(gene.options) for gene in space.genes])
-    if genes.ndim != 2 or genes.shape[1] != len(limits):
-        raise ValueError(f"expected genes of shape [N, {len(limits)}], got {list(genes.shape)}")
-    if genes.size and ((genes < 0).any() or (genes >= limits).any()):
-        raise ValueError("an option index is out of range")
-    columns = np.ascontiguousarray(genes.T.astype(np.intp))
-    sums = np.zeros(len(genes), dtype=np.result_type(*(factor.table for factor in factors)))
-    for factor in factors:
-        row = np.zeros(len(genes), dtype=np.intp)
-        for gene, length in zip(factor.reads, factor.table.shape, strict=True):
-            row = row * length + columns[gene]
-        sums += factor.table.reshape(-1)[row]
-    return sums
 
 
 @lru_cache(maxsize=32)
@@ -120,6 +139,26 @@ def params_of(space: Space) -> Additive:
     return Additive.of_units(space, lambda name, spec: spec.params, np.int64)
 
 
+@lru_cache(maxsize=32)
+def size_of(space: Space) -> Additive:
+    """MB (10^6 bytes) of the exported tensors: parameters and norm statistics in fp32."""
+    import numpy as np
+
+    return Additive.of_units(space, lambda name, spec: spec.bytes, np.int64, unit=MEGABYTE)
+
+
+@lru_cache(maxsize=32)
+def memory_of(space: Space) -> Peak:
+    """MB (10^6 bytes) of the activations held at a time on one image, in fp32: the most over all layers.
+
+    What is held: the input and output of the layer that runs, and what a residual keeps. The rules are those at the
+    top of `supernet.specs.base`; weights, and the workspace of a particular kernel, do not count.
+    """
+    import numpy as np
+
+    return Peak.of_units(space, lambda name, spec: 4 * spec.activations, np.int64, unit=MEGABYTE)
+
+
 class _CostFunction:
     """Callable on a plan, with `.batch` for populations."""
 
@@ -135,7 +174,15 @@ class _CostFunction:
         Raises:
             ValueError: if the shape does not fit the space, or an index is out of range.
         """
-        return macs_of(space).batch(genes), params_of(space).batch(genes)
+        macs, params = _both(space)(genes)
+        return macs, params
+
+
+@lru_cache(maxsize=32)
+def _both(space: Space) -> Lookup:
+    import numpy as np
+
+    return Lookup(space, [(macs_of(space).factors, np.add), (params_of(space).factors, np.add)])
 
 
 cost = _CostFunction()

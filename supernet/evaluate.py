@@ -26,6 +26,14 @@ class Metrics(NamedTuple):
     images: int
 
 
+class Stopped(NamedTuple):
+    """A pass that ended early: top-1 over all images lies from `low` to `high`, percent."""
+
+    low: float
+    high: float
+    images: int
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> Metrics:
     """Top-1 and loss over (images [B, C, S, S], targets [B]) in eval mode; the mode is restored.
@@ -49,6 +57,37 @@ def evaluate(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> Metr
     return Metrics(100.0 * correct.item() / count, loss.item() / count, count)
 
 
+@torch.no_grad()
+def evaluate_unless_below(
+    model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], total: int, stop_below: float
+) -> Metrics | Stopped:
+    """As `evaluate`, but the pass ends as soon as top-1 (percent) must end below `stop_below`.
+
+    `total` is the number of images in `batches`. The bound is exact: every image not seen yet is taken as right. A pass
+    that is not stopped gives the numbers of `evaluate`, bit for bit. It waits for the device after every batch.
+
+    Raises:
+        ValueError: if there are no images.
+    """
+    if not batches:
+        raise ValueError("evaluation needs at least one image")
+    was_training = model.training
+    model.eval()
+    loss = torch.zeros((), device=next(model.parameters()).device)
+    correct = seen = 0
+    for images, targets in batches:
+        logits = at_least_fp32(model(images))
+        correct += int((logits.argmax(1) == targets).sum())
+        loss += F.cross_entropy(logits, targets, reduction="sum")
+        seen += len(targets)
+        high = 100.0 * (correct + total - seen) / total
+        if high < stop_below and seen < total:
+            model.train(was_training)
+            return Stopped(100.0 * correct / total, high, seen)
+    model.train(was_training)
+    return Metrics(100.0 * correct / total, loss.item() / total, total)
+
+
 def calibrated_subnet(net: Supernet, arch: Arch, data: Data | None, calibration_images: int) -> nn.Module:
     """extract -> calibrate: the one way from the supernet to a network that can be scored or shipped.
 
@@ -63,3 +102,12 @@ def evaluate_subnet(net: Supernet, arch: Arch, data: Data, split: str, calibrati
     """extract -> calibrate -> evaluate on one split. The supernet is left as it was."""
     subnet = calibrated_subnet(net, arch, data, calibration_images)
     return evaluate(subnet, data.evaluation(split, net.space.resolution(arch)))
+
+
+def evaluate_subnet_unless_below(
+    net: Supernet, arch: Arch, data: Data, split: str, calibration_images: int, stop_below: float
+) -> Metrics | Stopped:
+    """`evaluate_subnet`, whose pass over the split ends once top-1 (percent) must end below `stop_below`."""
+    subnet = calibrated_subnet(net, arch, data, calibration_images)
+    batches = data.evaluation(split, net.space.resolution(arch))
+    return evaluate_unless_below(subnet, batches, data.sizes[split], stop_below)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -59,7 +61,7 @@ class Supernet(nn.Module):
         if has_statistics(self.net):
             track_statistics(subnet)
         weight = next(self.parameters())
-        subnet.to(device=weight.device, dtype=weight.dtype)
-        subnet.to(memory_format=memory_format(self))
+        target: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype, "memory_format": memory_format(self)}
+        subnet.to(**target)  # all in one pass over the tensors
         copy_slices(self.net, subnet)
         return subnet.train(self.training)

@@ -47,8 +47,11 @@ def new_folder(config: Mapping[str, Any], space: str) -> Path:
     return new_run(Path(config["runs_dir"]) / kind, config["name"] or default)
 
 
-def make_net(config: Mapping[str, Any], data: Data, device: torch.device) -> Supernet:
+def make_net(config: Mapping[str, Any], data: Data, device: torch.device, own_space: bool = False) -> Supernet:
     """The network to train, with its initial weights: the supernet, or one subnet where `arch` is given.
+
+    With `init_from` it has the space of the weights, or, with `own_space`, the configuration's: more or fewer options
+    of the same layers, as Once-for-All's progressive shrinking adds them.
 
     Raises:
         UserError: if the source of the weights is missing or does not fit the data or the space.
@@ -70,18 +73,26 @@ def make_net(config: Mapping[str, Any], data: Data, device: torch.device) -> Sup
                 file=sys.stderr,
             )
         space = source.space
-    else:
+    if source is None or own_space:
         space = make_space(config["space"], data.info.num_classes, data.info.channels)
     if config["arch"] is not None:
         space = space.only(parse_arch(space, config["arch"]))
     net = Supernet(space)
     if source is not None and config["init"] == "supernet":
-        if config["sort_channels"] is not None:
-            sort_channels(source, config["sort_channels"])
-        copy_slices(source.net, net.net)
+        _inherit(source, net, config["sort_channels"], config["init_from"])
     else:
         initialise(net, config["seed"], settings.init, settings.zero_gamma)
     return net.to(device)
+
+
+def _inherit(source: Supernet, net: Supernet, sort: int | None, where: str) -> None:
+    """Take the weights of `source`, its channels sorted first where asked for; `UserError` where they do not fit."""
+    try:
+        if sort is not None:
+            sort_channels(source, sort)
+        copy_slices(source.net, net.net)
+    except (AttributeError, ValueError) as error:
+        raise UserError(f"init_from={where}: its weights do not fit space {net.space.name!r} ({error})") from None
 
 
 def _check_fits(net: Supernet, data: Data, path: Path) -> None:

@@ -53,19 +53,14 @@ def copy_slices(source: nn.Module, target: nn.Module) -> None:
     Raises:
         AttributeError: if `target` has any other module that `source` lacks.
     """
+    origins = dict(source.named_modules())
     for name, module in target.named_modules():
-        if isinstance(module, nn.ParameterDict) and not _has(source, name):
-            continue
-        origin = source.get_submodule(name)
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        if not own or (isinstance(module, nn.ParameterDict) and name not in origins):
+            continue
+        if name not in origins:
+            raise AttributeError(f"{type(source).__name__} has no module {name!r}")
+        origin = origins[name]
         for key, tensor in own:
             wide = getattr(origin, key)
             tensor.copy_(slice_weight(origin, tensor.shape) if key == "weight" else take(wide, tensor.shape))
-
-
-def _has(module: nn.Module, name: str) -> bool:
-    try:
-        module.get_submodule(name)
-    except AttributeError:
-        return False
-    return True

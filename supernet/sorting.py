@@ -35,17 +35,25 @@ def sort_channels(net: Supernet, stage: int = 0) -> None:
             differ in these widths, theirs changes.
 
     Raises:
-        ValueError: if `stage` is negative.
+        ValueError: if `stage` is negative, or no block has channels to sort.
     """
     if stage < 0:
-        raise ValueError(f"stage={stage}: how many smaller expand ratios are supported already; at least 0")
+        raise ValueError(f"sort_channels={stage}: how many smaller expand ratios are supported already; at least 0")
     blocks = dict(net.net.named_modules())
+    sortable: list[tuple[MBConv | Bottleneck, list[int]]] = []
     for position, unit in enumerate(net.space.units):
         block = blocks.get(unit.name)
         if isinstance(block, MBConv) and block.expand is not None:
-            _sort_mbconv(block, _groups(net, position, "project", stage))
+            sortable.append((block, _groups(net, position, "project", stage)))
         elif isinstance(block, Bottleneck):
-            _sort_bottleneck(block, _groups(net, position, "conv3", stage))
+            sortable.append((block, _groups(net, position, "conv3", stage)))
+    if not sortable:
+        raise ValueError(f"sort_channels={stage}: space {net.space.name!r} has no blocks with channels of their own")
+    for block, groups in sortable:
+        if isinstance(block, MBConv):
+            _sort_mbconv(block, groups)
+        else:
+            _sort_bottleneck(block, groups)
 
 
 def _groups(net: Supernet, position: int, last: str, stage: int) -> list[int]:

@@ -171,6 +171,7 @@ class Space:
             ValueError: on unknown, missing or wrongly sized entries and on values that are not options.
         """
         keys = dict.fromkeys(gene.key for gene in self.genes)
+        data = {key: value for key, value in data.items() if not (key == "wid" and value is None)}  # OFA's, unused
         named = {key if key in keys else ALIASES.get(key, key): value for key, value in data.items()}
         needed = {gene.key for gene in self.genes if len(gene.options) > 1}
         if not needed <= set(named) <= set(keys) or len(named) != len(data):
@@ -238,8 +239,7 @@ class Space:
     ) -> Arch | list[Arch]:
         """One arch, every gene uniform, or a list of `n`; inside the given cost windows, ends included.
 
-        Inside a window the draw is uniform over genes given the window wherever that succeeds, see
-        `supernet.window`.
+        Inside a window: every gene uniform, given that the subnet is inside; see `supernet.window`.
 
         Raises:
             UserError: if a window holds no subnet that could be found; gives the reachable range.

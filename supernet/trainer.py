@@ -57,7 +57,8 @@ def main(config: dict[str, Any]) -> float:
     resume = folder is not None
     if folder is None:
         config = with_defaults(config)
-        net = make_net(config, data, device)
+        typed = any(word.lstrip("+").startswith(("space=", "space.")) for word in overrides)
+        net = make_net(config, data, device, own_space=typed)
     else:
         check_same_splits(folder, data)
         net = open_run(folder, device).net

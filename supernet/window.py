@@ -1,28 +1,25 @@
-"""Subnets inside a cost window, and the list of all subnets of a small space.
-
-Few subnets of a large space lie inside a narrow window, so drawing and rejecting one at a time can take for
-ever. Here thousands of gene rows are drawn and priced at once, and the draw is tilted towards the window
-where that is needed.
-"""
+"""Subnets inside windows of their costs, and the list of all subnets of a small space."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from supernet.cost import Measure, macs_of, params_of
+from supernet.cost import Additive, Measure, macs_of, params_of
 from supernet.errors import UserError
+from supernet.sampling import WindowTable, window_table
 from supernet.space import Arch, Space, Window
+from supernet.sweep import LISTED, extremes
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 CHUNK = 8192  # rows drawn and priced at once
-PROBE = 8 * CHUNK  # rows that decide whether and how to tilt
-ENOUGH = 0.0005  # share of accepted rows below which the draw is tilted; 2·10^6 rows take about a second
+FEW = 512  # rows of a first attempt, which is mostly enough
 PATIENCE = 2**20  # rows without a single hit after which a window counts as out of reach
+EVERY = 40  # draws per row after which each has come up, but for a chance of e^-40
 
 
 def sample_in_window(
@@ -34,52 +31,63 @@ def sample_in_window(
 ) -> list[Arch]:
     """`n` independent subnets whose costs lie inside every window, ends included.
 
-    The distribution: every gene uniform, given that the subnet is inside (exact). Where less than 0.05% of
-    such draws are inside, genes are drawn independently with the probability of an option proportional to
-    exp(t·e), given that the subnet is inside. e is the option's effect: the mean cost of the subnets that
-    have it. t makes the mean cost hit the middle of the hardest window, or its finite end where the other is
-    open. This exponential tilt favours every gene in proportion to what it does to the cost, as the exact
-    distribution does, and is close to it in narrow windows.
+    The distribution is exact: every gene uniform, given that the subnet is inside. Spaces of up to 2^14 gene rows
+    are listed. In others, rows are drawn inside the window that fewest are in, among those on sums of factors (see
+    `supernet.sampling`), and rejected where they are outside of another one.
 
     Args:
         windows: (lowest, highest) by the name of the measure; None: any. Ends may be infinite.
         measures: what the names mean; None: "macs" and "params".
 
     Raises:
-        UserError: if a window is empty, or no subnet is found in 2^20 draws, or fewer than n in
+        UserError: if a window is empty, or no subnet is inside, or none is found in 2^20 draws, or fewer than n in
             2^20 + 8000·n; gives the range over the space and the nearest cost that was seen.
         ValueError: if a window's name is not a cost.
     """
+    return [space.decode(row) for row in rows_in_window(space, rng, n, windows, measures).tolist()]
+
+
+def rows_in_window(
+    space: Space,
+    rng: np.random.Generator,
+    n: int,
+    windows: Mapping[str, Window | None],
+    measures: Mapping[str, Measure] | None = None,
+) -> NDArray[np.int64]:
+    """`sample_in_window` as option indices [n, G], not canonical."""
     import numpy as np
 
-    limits = np.array([len(gene.options) for gene in space.genes])
     active = {name: _ordered(name, window) for name, window in windows.items() if window is not None}
     known = measures or {"macs": macs_of(space), "params": params_of(space)}
     if unknown := set(active) - set(known):
         raise ValueError(f"no such cost: {sorted(unknown)}; known are {list(known)}")
-    measures = {name: known[name] for name in active}
-    cumulative = _cumulative(np.zeros((int(limits.max()), len(limits))), limits)
+    limits = np.array([len(gene.options) for gene in space.genes])
+    if not active or not n:
+        return rng.integers(0, limits, size=(n, len(limits)))
+    seen = _Seen(space, active, known)
+    if math.prod(limits.tolist()) <= LISTED:
+        rows = np.indices(tuple(limits.tolist())).reshape(len(limits), -1).T
+        inside = rows[seen.inside(rows)]
+        if not len(inside):
+            raise seen.error(0)
+        return inside[rng.integers(len(inside), size=n)]
+    table = _hardest(active, known)
+    if table is not None and not table.rows:
+        seen.look_around(rng)
+        raise seen.error(0)
     found: list[NDArray[np.int64]] = []
     count, drawn = 0, 0
-    nearest = _Nearest(space, active, measures)
     while count < n:
-        if drawn >= PATIENCE + (8000 * n if count else 0):
-            raise nearest.error(count, drawn)
-        rows = CHUNK if drawn else PROBE if active else n
-        genes = _invert(cumulative, rng.random((rows, len(limits))))
-        costs = {name: measure.batch(genes) for name, measure in measures.items()}
-        masks = {name: (costs[name] >= low) & (costs[name] <= high) for name, (low, high) in active.items()}
-        inside = np.logical_and.reduce([np.ones(rows, dtype=bool), *masks.values()])
-        if drawn == 0 and inside.mean() < ENOUGH:
-            hardest = min(masks, key=lambda name: float(masks[name].mean()))
-            target = nearest.target(hardest)
-            cumulative = _tilt(measures[hardest], target, genes, costs[hardest], limits, rng)
-        elif inside.any():
-            found.append(genes[inside])
-            count += int(inside.sum())
-        nearest.see(costs)
-        drawn += rows
-    return [space.decode(row) for row in np.concatenate(found)[:n].tolist()] if n else []
+        patience = PATIENCE if table is None else min(PATIENCE, EVERY * table.rows)
+        if drawn >= patience + (8000 * n if count else 0):
+            raise seen.error(count)
+        size = CHUNK if drawn or table is None else min(CHUNK, max(FEW, 2 * n))
+        genes = rng.integers(0, limits, size=(size, len(limits))) if table is None else table.draw(rng, size)
+        inside = genes[seen.inside(genes)]
+        found.append(inside)
+        count += len(inside)
+        drawn += size
+    return np.concatenate(found)[:n]
 
 
 def enumerate_archs(space: Space) -> Iterator[Arch]:
@@ -106,102 +114,74 @@ def _ordered(name: str, window: Window) -> Window:
     return window
 
 
-def _cumulative(score: NDArray[np.float64], limits: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Cumulative probabilities [options, G]: a softmax of scores [options, G] over a gene's own options."""
-    import numpy as np
-
-    own = np.arange(len(score))[:, None] < limits
-    score = np.where(own, score, -np.inf)
-    weights = np.exp(score - score.max(axis=0))
-    cumulative = np.cumsum(weights, axis=0) / weights.sum(axis=0)
-    last = np.arange(len(score))[:, None] >= limits - 1
-    return np.where(last, 1.0, cumulative)  # rounding must not lead past the last option
-
-
-def _invert(cumulative: NDArray[np.float64], uniform: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Option indices [N, G] of uniform numbers [N, G] in [0, 1)."""
-    import numpy as np
-
-    genes = np.zeros(uniform.shape, dtype=np.int64)
-    for row in cumulative[:-1]:
-        genes += uniform >= row
-    return genes
+def _hardest(windows: Mapping[str, Window], measures: Mapping[str, Measure]) -> WindowTable | None:
+    """The table of the window that the smallest share of all rows is in; None where no window can have a table."""
+    tables = []
+    for name, window in windows.items():
+        measure = measures[name]
+        table = window_table(measure, *window) if isinstance(measure, Additive) else None
+        if table is not None:
+            tables.append(table)
+    return min(tables, key=lambda table: table.share, default=None)
 
 
-def _tilt(
-    measure: Measure,
-    target: float,
-    genes: NDArray[np.int64],
-    costs: NDArray[np.int64],
-    limits: NDArray[np.int64],
-    rng: np.random.Generator,
-) -> NDArray[np.float64]:
-    """Cumulative probabilities [options, G] under which the mean of `measure` is nearest to `target`.
-
-    The effects of the options are measured on the uniform draws `genes` [N, G] with their `costs` [N]. The
-    same random numbers serve every trial of the bisection, which makes it converge.
-    """
-    import numpy as np
-
-    effect = np.zeros((int(limits.max()), len(limits)))
-    for option in range(len(effect)):
-        has = genes == option
-        effect[option] = costs @ has / np.maximum(has.sum(axis=0), 1)
-    effect = (effect - costs.mean()) / costs.std() if costs.std() > 0 else effect
-    uniform = rng.random((CHUNK, len(limits)))
-    below, above = -256.0, 256.0
-    for _ in range(32):
-        tilt = (below + above) / 2
-        if measure.batch(_invert(_cumulative(tilt * effect, limits), uniform)).mean() < target:
-            below = tilt
-        else:
-            above = tilt
-    return _cumulative((below + above) / 2 * effect, limits)
-
-
-class _Nearest:
-    """What was seen while nothing was inside: the range of each cost and the closest miss."""
+class _Seen:
+    """Which rows are inside; and for the case that none is: the range of each cost and the closest miss."""
 
     def __init__(self, space: Space, windows: Mapping[str, Window], measures: Mapping[str, Measure]) -> None:
-        import numpy as np
-
         self.space, self.windows = space, windows
-        ends = np.array([space.encode(arch) for arch in (space.smallest(), space.largest())])
-        self.seen = {name: sorted(measure.batch(ends).tolist()) for name, measure in measures.items()}
-        self.closest = {
-            name: min(self.seen[name], key=lambda value: _distance(value, window)) for name, window in windows.items()
-        }
+        self.measures = {name: measures[name] for name in windows}
+        self.drawn = 0
+        self.closest: dict[str, float] = {}
 
-    def target(self, name: str) -> float:
-        """The middle of a window's reachable part, or its finite end where the other is open."""
-        low, high = self.windows[name]
-        least, most = self.seen[name]
-        if math.isinf(low) or math.isinf(high):
-            return high if math.isfinite(high) else low
-        return (max(low, least) + min(high, most)) / 2
-
-    def see(self, costs: Mapping[str, NDArray[np.int64]]) -> None:
+    def inside(self, genes: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether each row [N, G] is inside every window [N]."""
         import numpy as np
 
-        for name, window in self.windows.items():
-            values = costs[name]
-            least, most = self.seen[name]
-            self.seen[name] = [min(least, values.min().item()), max(most, values.max().item())]
-            best = values[np.maximum(window[0] - values, values - window[1]).argmin()].item()
-            self.closest[name] = min(self.closest[name], best, key=lambda value: _distance(value, window))
+        fits = np.ones(len(genes), dtype=bool)
+        for name, (low, high) in self.windows.items():
+            values = self.measures[name].batch(genes)
+            fits &= (values >= low) & (values <= high)
+            self._note(name, values)
+        self.drawn += len(genes)
+        return fits
 
-    def error(self, count: int, drawn: int) -> UserError:
+    def look_around(self, rng: np.random.Generator) -> None:
+        """Find values near windows on sums that no row is in, by widening these step by step."""
+        for name, (low, high) in self.windows.items():
+            measure = self.measures[name]
+            if not isinstance(measure, Additive):
+                continue
+            least, most = extremes(self.space, measure)
+            margin = (most - least) / 2**12
+            while margin <= 2 * (most - least):
+                table = window_table(measure, max(low, least) - margin, min(high, most) + margin)
+                if table is not None and table.rows:
+                    self._note(name, measure.batch(table.draw(rng, FEW)))
+                    break
+                margin *= 2
+
+    def error(self, count: int) -> UserError:
         facts = []
         for name, (low, high) in self.windows.items():
-            least, most = self.seen[name]
-            facts.append(
-                f"{name} in [{low:.6g}, {high:.6g}] (reachable: {least:,} to {most:,}; nearest seen: "
-                f"{self.closest[name]:,})"
-            )
+            least, most = extremes(self.space, self.measures[name])
+            nearest = min((least, most, self.closest.get(name, least)), key=lambda value: _distance(value, (low, high)))
+            reach = f"reachable: {least:,} to {most:,}; nearest seen: {nearest:,}"
+            facts.append(f"{name} in [{low:.10g}, {high:.10g}] ({reach})")
         what = "no subnet" if count == 0 else f"only {count} subnets"
+        draws = f" in {self.drawn:,} draws" if self.drawn else ""
         return UserError(
-            f"{what} of space {self.space.name!r} found in {drawn:,} draws with {' and '.join(facts)}: widen the window"
+            f"{what} of space {self.space.name!r} found{draws} with {' and '.join(facts)}: widen the window"
         )
+
+    def _note(self, name: str, values: NDArray[Any]) -> None:
+        """Remember the value nearest to the window."""
+        import numpy as np
+
+        low, high = self.windows[name]
+        best = values[np.maximum(low - values, values - high).argmin()].item()
+        old = self.closest.get(name, best)
+        self.closest[name] = min(old, best, key=lambda value: _distance(value, self.windows[name]))
 
 
 def _distance(value: float, window: Window) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from itertools import islice
 from typing import Any
@@ -11,10 +12,13 @@ import pytest
 import yaml
 from tiny import big_space, tiny_space
 
-from search.algorithm import Algorithm, Trial, best_of, draw_unseen
+from search.ageing import Ageing
+from search.algorithm import Algorithm, Trial, best_of
+from search.coarse_to_fine import CoarseToFine
 from search.constraint import Budget, Constraint
 from search.evaluator import TableEvaluator
 from search.evolution import Evolution
+from search.predictor import Predictor
 from search.random import Random
 from supernet.construct import construct
 from supernet.errors import UserError
@@ -127,10 +131,11 @@ def test_evolution_beats_random_search_by_far() -> None:
     assert np.mean(gains) > 0.8
 
 
-def test_evolution_finds_the_optimum_of_a_small_space() -> None:
+@pytest.mark.parametrize("kind", [Evolution, Ageing, CoarseToFine, Predictor], ids=lambda kind: kind.__name__)
+def test_every_algorithm_but_random_finds_the_optimum_of_a_small_space(kind: Any) -> None:
     budget, evaluator = Constraint(macs=0.5).on(TINY), separable(TINY)
     scores = [t.metrics["top1"] for t in evaluator([a for a in enumerate_archs(TINY) if budget.feasible(a)])]
-    hits = sum(best(Evolution(budget, seed, population=20), evaluator, 100) == max(scores) for seed in range(5))
+    hits = sum(best(kind(budget, seed), evaluator, 100) == max(scores) for seed in range(5))
     assert hits >= 4
 
 
@@ -142,18 +147,58 @@ def test_the_best_come_first_without_repeats() -> None:
     assert best_of(trials, 1) == [trials[1]]
 
 
-def test_unseen_draws_leave_out_what_was_seen() -> None:
-    budget = Constraint().on(TINY)
-    seen = set(islice(enumerate_archs(TINY), 380))
-    found = draw_unseen(budget, np.random.default_rng(0), 10, seen)
-    assert set(found) == set(enumerate_archs(TINY)) - seen
-    assert draw_unseen(budget, np.random.default_rng(0), 0, seen) == []
+SETTINGS = {
+    "random.Random": [{"batch": 0}],
+    "evolution.Evolution": [
+        {"population": 0},
+        {"parents": 0},
+        {"patience": 0},
+        {"mutation_ratio": 1.5},
+        {"mutation_prob": 0.0},
+    ],
+    "ageing.Ageing": [{"population": 0}, {"sample": 0}, {"batch": 0}],
+    "nsga2.Nsga2": [
+        {"population": 0},
+        {"crossover_prob": -0.1},
+        {"objectives": ["top1"]},
+        {"objectives": ["top1", "x"]},
+    ],
+    "predictor.Predictor": [{"batch": 0}, {"explore": 2.0}, {"examples": 0}, {"generations": 0}, {"parents": 0}],
+    "coarse_to_fine.CoarseToFine": [{"levels": 0}, {"skeletons": 0}, {"mutation_prob": 1.5}, {"batch": 0}],
+}
 
 
 @pytest.mark.parametrize(
-    "setting", [{"population": 0}, {"parents": 0}, {"mutation_ratio": 1.5}, {"mutation_prob": 0.0}], ids=str
+    ("name", "setting"), [(name, setting) for name, settings in SETTINGS.items() for setting in settings], ids=str
 )
-def test_settings_out_of_range_are_named(setting: dict[str, float]) -> None:
-    config = {"_target_": "search.evolution.Evolution", **setting}
+def test_settings_out_of_range_are_named(name: str, setting: dict[str, Any]) -> None:
+    config = {"_target_": f"search.{name}", **setting}
     with pytest.raises(UserError, match=f"algorithm: {next(iter(setting))}="):
         construct(config, "algorithm", budget=Constraint().on(TINY), seed=0)
+
+
+def test_replaying_what_was_told_repeats_every_proposal(make: Any) -> None:
+    """What resuming relies on: trials from the disk in place of the evaluator."""
+    budget, evaluator = Constraint(macs=0.4).on(BIG), separable(BIG)
+    asked = play(make(budget, 3), evaluator, [12] * 5)
+    record = {trial.arch: trial for archs in asked for trial in evaluator(archs)}
+    again = make(budget, 3)
+    for archs in asked[:3]:
+        assert again.ask(12) == archs
+        again.tell([Trial(arch, dict(record[arch].metrics), seconds=9.0) for arch in archs])
+    assert again.ask(12) == asked[3]
+
+
+def test_equal_scores_and_a_wide_budget_stop_nothing(make: Any) -> None:
+    flat = TableEvaluator(lambda arch: {"top1": 50.0}, Constraint().on(TINY).costs)
+    archs = [arch for archs in play(make(Constraint().on(TINY), 0), flat, [100] * 5) for arch in archs]
+    assert set(archs) == set(enumerate_archs(TINY))
+
+
+def test_fifty_proposals_take_milliseconds(make: Any) -> None:
+    """A generous bound for a busy machine; the predictor fits a model between."""
+    algorithm, evaluator = make(Constraint(macs=0.3).on(BIG), 0), separable(BIG)
+    play(algorithm, evaluator, [50, 50])
+    start = time.perf_counter()
+    assert len(algorithm.ask(50)) == 50
+    assert time.perf_counter() - start < (5.0 if type(algorithm).__name__ == "Predictor" else 1.0)

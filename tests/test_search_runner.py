@@ -79,7 +79,7 @@ def config(tmp_path: Path, data: MemoryStub) -> dict[str, Any]:
     loaded: dict[str, Any] = yaml.safe_load((config_dir() / "search.yaml").read_text())
     del loaded["defaults"], loaded["hydra"]
     algorithm = yaml.safe_load((config_dir() / "algorithm" / "evolution.yaml").read_text())
-    small = {"evaluations": 20, "finalists": 4, "calibration_images": 32, "device": "cpu"}
+    small = {"evaluations": 20, "finalists": 4, "calibration_images": 32, "device": "cpu", "cache": False}
     return {
         **loaded,
         **small,

@@ -168,7 +168,7 @@ def test_supported_widths_keep_their_channels_and_their_function(stage: int) -> 
 
 
 def test_a_negative_stage_is_refused() -> None:
-    with pytest.raises(ValueError, match="stage=-1"):
+    with pytest.raises(ValueError, match="sort_channels=-1"):
         sort_channels(small_resnet(), -1)
 
 

@@ -152,7 +152,7 @@ def check_batch_size(batch_size: int, num_train: int) -> None:
     if batch_size > num_train:
         raise UserError(
             f"train.batch_size={batch_size} is larger than the training split of {num_train} images: "
-            f"use at most {num_train}"
+            f"use at most {num_train} (in a search: data.batch_size)"
         )
 
 

@@ -177,6 +177,7 @@ class _Builder:
             self.stem["act"],
             kernel=self.stem["kernel"],
             stride=self.stem["stride"],
+            size_in=resolution,
         )
 
     def _block(self, s: int, b: int, position: int) -> Callable[..., MBConvSpec | None]:
@@ -220,6 +221,7 @@ class _Builder:
             stride=stride,
             depthwise=True,
             kernels=self._chain(stage, kernel),
+            size_in=size_in,
         )
         return MBConvSpec(
             expand=self._conv(width_in, middle, size_in, stage.act) if stage.has_expand else None,

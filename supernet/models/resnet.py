@@ -164,12 +164,12 @@ class _Builder:
         middle, depth, stem_width = choices.stem
         image = fixed(self.in_channels)
         if self.stem.middle is None:
-            units = [unit("stem.0", [side, image, stem_width], self._stem_conv(stride=2))]
+            units = [unit("stem.0", [side, image, stem_width], self._stem_conv(stride=2, last=True))]
         else:
             units = [
                 unit("stem.0", [side, image, middle], self._stem_conv(stride=2)),
                 unit("stem.1", [side, middle, middle, depth], self._stem_conv(stride=1)),
-                unit("stem.2", [side, middle, stem_width], self._stem_conv(stride=1)),
+                unit("stem.2", [side, middle, stem_width], self._stem_conv(stride=1, last=True)),
             ]
         position = 0
         for s, stage in enumerate(self.stages):
@@ -192,10 +192,20 @@ class _Builder:
     def _conv(self, in_channels: int, out_channels: int, size: int, act: str = "relu", **rest: Any) -> ConvSpec:
         return ConvSpec(in_channels, out_channels, size, act=act, norm_eps=self.norm_eps, **rest)
 
-    def _stem_conv(self, stride: int) -> Callable[..., ConvSpec | None]:
+    def _stem_conv(self, stride: int, last: bool = False) -> Callable[..., ConvSpec | None]:
         def spec(resolution: int, width_in: int, width: int, depth: int = 1) -> ConvSpec | None:
+            if not depth:
+                return None
             size = -(-resolution // 2)
-            return self._conv(width_in, width, size, kernel=self.stem.kernel, stride=stride) if depth else None
+            return self._conv(
+                width_in,
+                width,
+                size,
+                kernel=self.stem.kernel,
+                stride=stride,
+                size_in=resolution if stride > 1 else None,
+                pooled=-(-size // 2) if last else None,
+            )
 
         return spec
 
@@ -214,17 +224,19 @@ class _Builder:
             assert inner is not None
             return BottleneckSpec(
                 conv1=self._conv(width_in, inner, size_in),
-                conv2=self._conv(inner, inner, size, kernel=3, stride=stride),
+                conv2=self._conv(inner, inner, size, kernel=3, stride=stride, size_in=size_in),
                 conv3=self._conv(inner, width, size, "identity"),
-                shortcut=self._around(width_in, width, size, stride) if b == 0 else ShortcutSpec(),
+                shortcut=self._around(width_in, width, size_in, size, stride) if b == 0 else ShortcutSpec(),
                 drop_path=drop_path,
             )
 
         return spec
 
-    def _around(self, width_in: int, width: int, size: int, stride: int) -> ShortcutSpec:
+    def _around(self, width_in: int, width: int, size_in: int, size: int, stride: int) -> ShortcutSpec:
         pool = stride if self.shortcut == "pool" else 1
-        return ShortcutSpec(pool, conv=self._conv(width_in, width, size, "identity", stride=stride // pool))
+        before = size_in if pool == 1 else size
+        conv = self._conv(width_in, width, size, "identity", stride=stride // pool, size_in=before)
+        return ShortcutSpec(pool, conv=conv)
 
     def _head(self, width: int) -> PooledHeadSpec:
         return PooledHeadSpec(LinearSpec(width, self.num_classes))

@@ -196,7 +196,7 @@ class _Builder:
 
     def head(self, dim: int) -> TokenHeadSpec:
         eps = self.norm_eps if self.pre_norm else None
-        return TokenHeadSpec(self.pool, eps, LinearSpec(dim, self.num_classes))
+        return TokenHeadSpec(self.pool, eps, LinearSpec(dim, self.num_classes), self.embed(dim).tokens)
 
 
 def _check(builder: _Builder) -> None:

@@ -79,11 +79,20 @@ def import_weights(path: str | Path, family: str | None = None, **overrides: Any
     tensors = _normalised(path, layout, weights.tensors)
     name = _family(path, layout, tensors, family)
     sizes = {"num_classes": tensors[layout.classifier].shape[0], "in_channels": tensors[layout.first].shape[1]}
+    with torch.device("meta"):  # shapes alone: no memory for what does not fit
+        space, ours = _shapes(build(name, **{**sizes, **overrides}))
+    loaded, unused = _fitted(path, layout, space, ours, tensors, name)
     with torch.random.fork_rng(devices=[]):  # construction draws weights that are overwritten at once
-        net = build(name, **{**sizes, **overrides})
+        net = Supernet(space)
     track_statistics(net.net)
-    unused = _fill(path, layout, net, tensors, name)
+    net.net.load_state_dict({**net.net.state_dict(), **loaded})
     return Imported(net, name, _left_out(weights, unused))
+
+
+def _shapes(net: Supernet) -> tuple[Space, dict[str, torch.Size]]:
+    """The space of a network, and the shapes of its tensors, running statistics included."""
+    track_statistics(net.net)
+    return net.space, {name: tensor.shape for name, tensor in net.net.state_dict().items()}
 
 
 def _layout(path: Path, tensors: Mapping[str, Tensor]) -> Layout:

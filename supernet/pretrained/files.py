@@ -24,6 +24,7 @@ from supernet.errors import UserError
 ZIP = b"PK\x03\x04"  # how PyTorch's files begin since version 1.6
 WRAPPERS = ("state_dict", "model")  # the entries under which the published codes keep their weights
 PARALLEL = "module."  # what DistributedDataParallel puts before every name
+NESTING = 4  # wrappers around a state dict, and prefixes before its names; a file can hold itself
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def read_weights(path: Path) -> Weights:
             f"checkpoint {path} cannot be read as weights only: it is damaged, is no checkpoint of PyTorch, or holds "
             f"objects that cannot be skipped safely{wanted}; where it was made, save its state_dict alone"
         ) from error
-    entries, state = _unwrapped(content)
+    entries, state = _unwrapped(path, content)
     return Weights(_tensors(path, state), entries, tuple(objects))
 
 
@@ -92,17 +93,22 @@ class _Inert(metaclass=_Calls):
         """Drop it."""
 
 
-def _unwrapped(content: Any) -> tuple[tuple[str, ...], Any]:
+def _unwrapped(path: Path, content: Any) -> tuple[tuple[str, ...], Any]:
     """The names of the entries around the state dict, and the state dict."""
     around: list[str] = []
-    while isinstance(content, dict):
+    for _ in range(NESTING + 1):
+        if not isinstance(content, dict):
+            return tuple(around), content
         content = dict(dict.items(content))  # a pickle may set attributes of an OrderedDict, such as `get`
         wrapper = next((key for key in WRAPPERS if isinstance(content.get(key), dict)), None)
         if wrapper is None:
-            break
+            return tuple(around), content
         around += [str(key) for key in content if key != wrapper]
         content = content[wrapper]
-    return tuple(around), content
+    raise UserError(
+        f"checkpoint {path} holds {' or '.join(map(repr, WRAPPERS))} inside one another, more than {NESTING} deep: "
+        "save its state_dict alone"
+    )
 
 
 def _tensors(path: Path, state: Any) -> dict[str, Tensor]:
@@ -112,8 +118,11 @@ def _tensors(path: Path, state: Any) -> dict[str, Tensor]:
         raise UserError(f"checkpoint {path} holds no state dict: give a file of weights, bare or under {WRAPPERS}")
     if wrong := [key for key, value in state.items() if not _is_plain(value)]:
         raise UserError(f"checkpoint {path}: {some(wrong)} of its state dict: not plain real tensors")
-    while all(key.startswith(PARALLEL) for key in state):
-        state = {key.removeprefix(PARALLEL): value for key, value in state.items()}
+    if unreal := [key for key, value in state.items() if not _has_storage(value)]:
+        raise UserError(f"checkpoint {path}: {some(unreal)} of its state dict: larger than what the file holds of it")
+    for _ in range(NESTING):
+        if all(key.startswith(PARALLEL) for key in state):
+            state = {key.removeprefix(PARALLEL): value for key, value in state.items()}
     return {key: Tensor.detach(value) for key, value in state.items()}
 
 
@@ -122,6 +131,11 @@ def _is_plain(value: Any) -> bool:
     exact = type(value) in (Tensor, torch.nn.Parameter)
     dense = exact and value.layout == torch.strided and value.device.type == "cpu"
     return dense and not value.is_quantized and not value.is_complex()
+
+
+def _has_storage(tensor: Tensor) -> bool:
+    """Whether each value has a place of its own: strides of 0 make tensors of any size of a single value."""
+    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
 
 
 def some(names: Sequence[str]) -> str:

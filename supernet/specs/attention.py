@@ -36,6 +36,16 @@ class PatchEmbedSpec:
         """The projection with its bias, the class token, and the positions where there are any."""
         return self.dim * (self.in_channels * self.patch**2 + 2 + self.tokens * self.position)
 
+    @property
+    def bytes(self) -> int:
+        return 4 * self.params
+
+    @property
+    def activations(self) -> int:
+        """Projecting the image, then putting the class token in front."""
+        image, patches = self.in_channels * (self.grid * self.patch) ** 2, self.dim * self.grid**2
+        return patches + max(image, self.dim * self.tokens)
+
 
 @dataclass(frozen=True)
 class AttentionSpec:
@@ -94,6 +104,25 @@ class AttentionSpec:
         bias = 0 if self.bias == "none" else 3 * self.inner
         return 3 * self.inner * self.dim + bias + 4 * rows * width + self.proj.params
 
+    @property
+    def bytes(self) -> int:
+        return 4 * self.params
+
+    @property
+    def held_inside(self) -> int:
+        """The most numbers held at a time once q, k and v are there and the input is not needed any more.
+
+        q, k and v stay until the values have been weighted. What relative positions give every pair of tokens is the
+        same for all images, and counts as weights; its products with queries and scores count.
+        """
+        inner, scores = self.tokens * self.inner, self.heads * self.tokens**2
+        products = 3 * inner + scores + (inner if self.distance is None else max(inner, scores))
+        return max(products, inner + self.tokens * self.dim)
+
+    @property
+    def activations(self) -> int:
+        return max(self.tokens * (self.dim + 3 * self.inner), self.held_inside)
+
 
 @dataclass(frozen=True)
 class TransformerSpec:
@@ -119,6 +148,20 @@ class TransformerSpec:
     def params(self) -> int:
         return self.attention.params + self.fc1.params + self.fc2.params + 4 * self.dim
 
+    @property
+    def bytes(self) -> int:
+        return 4 * self.params
+
+    @cached_property
+    def activations(self) -> int:
+        """A norm in front writes beside its input, which the residual needs; without, the input is the residual."""
+        tokens = self.attention.tokens
+        residual, hidden = tokens * self.dim, tokens * self.fc1.out_features
+        read = residual * (1 + self.pre_norm)
+        qkv = read + 3 * tokens * self.attention.inner
+        mlp = hidden + max(read, 2 * residual)
+        return max(qkv, residual + self.attention.held_inside, mlp)
+
 
 @dataclass(frozen=True)
 class TokenHeadSpec:
@@ -127,6 +170,7 @@ class TokenHeadSpec:
     pool: str  # "mean_patches": the mean without the class token; "cls": the class token
     norm_eps: float | None
     classifier: LinearSpec
+    tokens: int
 
     @property
     def dim(self) -> int:
@@ -139,3 +183,15 @@ class TokenHeadSpec:
     @property
     def params(self) -> int:
         return self.classifier.params + 2 * self.dim * (self.norm_eps is not None)
+
+    @property
+    def bytes(self) -> int:
+        return 4 * self.params
+
+    @property
+    def activations(self) -> int:
+        """The class token is read where it lies; a mean is a vector of its own."""
+        held = self.tokens * self.dim
+        if self.pool == "cls":
+            return held + self.classifier.out_features
+        return max(held + self.dim, self.classifier.activations)

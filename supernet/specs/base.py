@@ -1,8 +1,13 @@
 """What every layer spec offers, the plan made of them, and the one rounding rule.
 
-A spec says how large one layer is for one subnet. It owns the formulae for its MACs and parameters, next to
-the shapes that they count. MACs are multiply-accumulates of convolutions, linear layers and attention products on
-one image; normalisation, activation and pooling count nothing (the convention of `torch.utils.flop_counter`, halved).
+A spec says how large one layer is for one subnet. It owns the formulae for its costs, next to the shapes that they
+count. MACs are multiply-accumulates of convolutions, linear layers and attention products on one image;
+normalisation, activation and pooling count nothing (the convention of `torch.utils.flop_counter`, halved).
+
+Activations are the most numbers that are held at a time while the layer works on one image: input and output of
+the part that runs, and what a residual keeps for later. Every part counts that cannot work in place: convolutions,
+linear layers, attention products, poolings. Batch norms, activations, gates and sums work in place; so do layer
+norms, but where a residual still needs their input. A value is dropped after its last use; weights do not count.
 """
 
 from __future__ import annotations
@@ -23,6 +28,14 @@ class LayerSpec(Protocol):
     @property
     def params(self) -> int:
         """Trainable parameters, norm scales and shifts included."""
+
+    @property
+    def bytes(self) -> int:
+        """Of the exported tensors: parameters and norm statistics in fp32, a norm's count of batches in int64."""
+
+    @property
+    def activations(self) -> int:
+        """The most numbers held at a time, on one image; see the top of this file."""
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:
@@ -59,6 +72,15 @@ class Plan:
     @cached_property
     def params(self) -> int:
         return sum(spec.params for _, spec in self.layers)
+
+    @cached_property
+    def bytes(self) -> int:
+        return sum(spec.bytes for _, spec in self.layers)
+
+    @cached_property
+    def activations(self) -> int:
+        """The most numbers held at a time: of the layer that holds most, since layers run one after the other."""
+        return max((spec.activations for _, spec in self.layers), default=0)
 
 
 Spec = TypeVar("Spec")

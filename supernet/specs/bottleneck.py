@@ -29,6 +29,17 @@ class BottleneckSpec:
     def params(self) -> int:
         return self.conv1.params + self.conv2.params + self.conv3.params + self.shortcut.params
 
+    @cached_property
+    def bytes(self) -> int:
+        return self.conv1.bytes + self.conv2.bytes + self.conv3.bytes + self.shortcut.bytes
+
+    @cached_property
+    def activations(self) -> int:
+        kept = self.conv1.held_in
+        around = self.shortcut.activations(kept, self.conv1.in_channels, self.conv3)
+        branch = max(self.conv2.activations, self.conv3.activations)
+        return max(self.conv1.activations, kept + branch, around)
+
 
 @dataclass(frozen=True)
 class PooledHeadSpec:
@@ -43,3 +54,12 @@ class PooledHeadSpec:
     @property
     def params(self) -> int:
         return self.classifier.params
+
+    @property
+    def bytes(self) -> int:
+        return self.classifier.bytes
+
+    @property
+    def activations(self) -> int:
+        """Of the classifier. Pooling holds less than the end of the block before it, which adds two such maps."""
+        return self.classifier.activations

@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from supernet.specs.base import LayerSpec
-
 
 @dataclass(frozen=True)
 class ConvSpec:
     """A square 2-d convolution, with its batch norm (if any) and activation.
 
     `size` is the side of the output in pixels; padding is always kernel // 2. `kernels` is for kernels that are made
-    of a larger one by learned maps: all sizes on the way, from the largest to this one.
+    of a larger one by learned maps: all sizes on the way, from the largest to this one. `size_in` is the side of the
+    input, to be given where a stride makes it another than `size`; `pooled` the side after a max pooling that follows.
     """
 
     in_channels: int
@@ -26,6 +25,8 @@ class ConvSpec:
     norm_eps: float | None = 1e-5  # None: no norm
     act: str = "identity"
     kernels: tuple[int, ...] = ()
+    size_in: int | None = None
+    pooled: int | None = None
 
     @property
     def groups(self) -> int:
@@ -46,6 +47,25 @@ class ConvSpec:
         out, inner, kh, kw = self.weight_shape
         return out * inner * kh * kw + out * self.bias + 2 * out * (self.norm_eps is not None)
 
+    @cached_property
+    def bytes(self) -> int:
+        return 4 * self.params + (8 * self.out_channels + 8) * (self.norm_eps is not None)
+
+    @property
+    def held_in(self) -> int:
+        """Numbers of the input."""
+        return self.in_channels * (self.size if self.size_in is None else self.size_in) ** 2
+
+    @property
+    def held_out(self) -> int:
+        """Numbers of the output, before a pooling."""
+        return self.out_channels * self.size**2
+
+    @property
+    def activations(self) -> int:
+        after = 0 if self.pooled is None else self.out_channels * self.pooled**2
+        return self.held_out + max(self.held_in, after)
+
 
 @dataclass(frozen=True)
 class LinearSpec:
@@ -61,6 +81,15 @@ class LinearSpec:
     @property
     def params(self) -> int:
         return (self.in_features + 1) * self.out_features
+
+    @property
+    def bytes(self) -> int:
+        return 4 * self.params
+
+    @property
+    def activations(self) -> int:
+        """Of one vector."""
+        return self.in_features + self.out_features
 
 
 @dataclass(frozen=True)
@@ -78,6 +107,15 @@ class SqueezeExciteSpec:
     @property
     def params(self) -> int:
         return self.reduce.params + self.expand.params
+
+    @property
+    def bytes(self) -> int:
+        return self.reduce.bytes + self.expand.bytes
+
+    @property
+    def activations(self) -> int:
+        """Beside the features that are pooled and scaled."""
+        return max(self.reduce.activations, self.expand.activations)
 
 
 @dataclass(frozen=True)
@@ -101,6 +139,21 @@ class ShortcutSpec:
     def params(self) -> int:
         return self.conv.params if self.conv else 0
 
+    @property
+    def bytes(self) -> int:
+        return self.conv.bytes if self.conv else 0
+
+    def activations(self, held_in: int, channels: int, branch: ConvSpec) -> int:
+        """Most numbers held at a time from the end of the branch on, which runs before the shortcut.
+
+        Args:
+            held_in: numbers of the block's input.
+            channels: those of the block's input.
+            branch: the branch's last layer, whose output is held.
+        """
+        pooling = held_in + channels * branch.size**2 if self.pool > 1 else 0
+        return branch.held_out + max(pooling, self.conv.activations if self.conv else held_in)
+
 
 @dataclass(frozen=True)
 class MBConvSpec:
@@ -114,7 +167,7 @@ class MBConvSpec:
     drop_path: float = 0.0
 
     @cached_property
-    def _parts(self) -> tuple[LayerSpec, ...]:
+    def _parts(self) -> tuple[ConvSpec | SqueezeExciteSpec | ShortcutSpec, ...]:
         parts = (self.expand, self.depthwise, self.se, self.project, self.shortcut)
         return tuple(part for part in parts if part is not None)
 
@@ -125,6 +178,23 @@ class MBConvSpec:
     @cached_property
     def params(self) -> int:
         return sum(part.params for part in self._parts)
+
+    @cached_property
+    def bytes(self) -> int:
+        return sum(part.bytes for part in self._parts)
+
+    @cached_property
+    def activations(self) -> int:
+        first = self.expand or self.depthwise
+        kept = first.held_in if self.shortcut else 0  # for the shortcut
+        held = [first.activations, kept + self.project.activations]
+        if self.expand:
+            held.append(kept + self.depthwise.activations)
+        if self.se:
+            held.append(kept + self.depthwise.held_out + self.se.activations)
+        if self.shortcut:
+            held.append(self.shortcut.activations(first.held_in, first.in_channels, self.project))
+        return max(held)
 
 
 @dataclass(frozen=True)
@@ -142,3 +212,13 @@ class HeadSpec:
     @property
     def params(self) -> int:
         return self.conv.params + (self.mix.params if self.mix else 0) + self.classifier.params
+
+    @property
+    def bytes(self) -> int:
+        return self.conv.bytes + (self.mix.bytes if self.mix else 0) + self.classifier.bytes
+
+    @property
+    def activations(self) -> int:
+        pooling = self.conv.held_out + self.conv.out_channels
+        mix = self.mix.activations if self.mix else 0
+        return max(self.conv.activations, pooling, mix, self.classifier.activations)

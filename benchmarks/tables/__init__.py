@@ -1,0 +1,1 @@
+"""Spaces whose subnets have known scores: for comparing search algorithms in seconds."""
