@@ -11,7 +11,6 @@ import torch
 from search.algorithm import Trial, best_of
 from search.history import is_complete
 from search.job import Job
-from search.latency.model import LatencyModel
 from search.latency.timing import Setting, measure_subnet
 from supernet.evaluate import Metrics, calibrated_subnet, evaluate, evaluate_subnet
 from supernet.export import export
@@ -87,8 +86,7 @@ def ship(job: Job, arch: Arch, scores: Mapping[str, Any], folder: Path) -> dict[
 
 def measured_latency(job: Job, subnet: torch.nn.Module, resolution: int) -> dict[str, Any] | None:
     """The subnet's latency end to end, under the conditions of the latency model; None where they are not had here."""
-    model = job.budget.measures.get("latency_ms")
-    conditions = model.info.get("conditions") if isinstance(model, LatencyModel) else None
+    conditions = job.latency.info.get("conditions") if job.latency else None
     if not conditions:
         return None
     setting = Setting.of(conditions)

@@ -43,6 +43,7 @@ class Job:
     run: OpenedRun
     data: Data | None
     budget: Budget
+    latency: LatencyModel | None = None
     ranks: Ranks = ALONE
 
     @property
@@ -119,6 +120,7 @@ class Job:
             "constraint": dict(self.budget.windows),
             "seed": self.settings.seed,
             "calibration_images": self.calibration_images,
+            **({"latency": self.settings.latency} if self.settings.latency else {}),
             **({"stop_early": True} if self.settings.stop_early else {}),
             "data": {key: value for key, value in self.settings.data_overrides.items() if key != "root"},
         }
@@ -163,11 +165,11 @@ def open_job(config: Mapping[str, Any], ranks: Ranks = ALONE) -> Job:
             f"{run.source} holds one subnet only, there is nothing to search: evaluate it with arch=largest"
         )
     model = None if settings.latency is None else LatencyModel.load(settings.latency, space)
-    budget = constraint.on(space, model)
+    budget = constraint.on(space, None if model is None else model.additive)
     if "latency_ms" in settings.objectives and model is None:
         raise UserError("objectives: latency_ms needs latency=<folder>; make one with mode=latency")
     data = _open_data(run, settings, device)
-    job = Job(settings, config, run, data, budget, ranks)
+    job = Job(settings, config, run, data, budget, model, ranks)
     if data is None and settings.calibration_images:
         raise UserError(
             f"calibration_images={settings.calibration_images}: there is no data to take them from; say data=imagenet "

@@ -56,6 +56,8 @@ def run_study(job: Job, described: Mapping[str, Any]) -> float:
 
     Several processes share the evaluations; the first alone writes and prints.
     """
+    if "objectives" in described:  # of algorithms that approach a front
+        described = {**described, "objectives": list(job.settings.objectives)}
     algorithm: Algorithm = construct(described, "algorithm", budget=job.budget, seed=job.settings.seed)
     name, ranks = type(algorithm).__name__.lower(), job.ranks
     folder = Path(ranks.broadcast(str(job.resumable() or new_run(job.root, name)) if ranks.first else None))
@@ -108,14 +110,18 @@ def _outcome(job: Job, searcher: Algorithm, label: str, file: Path, facts: Mappi
     if settings.cache:
         known = known_trials(job.root, file.parent, space, facts, job.budget.costs, ranks)
     evaluator = SupernetEvaluator(job.run.net, job.images, job.calibration_images, job.budget.costs)
-    shared = SharedEvaluator(evaluator, space, ranks)
     keep = max(settings.finalists, getattr(searcher, "parents", 1)) if settings.stop_early else None
-    trials = (
-        run_trials(
-            searcher, shared, history, settings.evaluations, log, label, known=known, at_once=4 * ranks.world, keep=keep
-        )
-        if ranks.world > 1
-        else run_trials(searcher, evaluator, history, settings.evaluations, log, label, known=known, keep=keep)
+    alone = ranks.world == 1
+    trials = run_trials(
+        searcher,
+        evaluator if alone else SharedEvaluator(evaluator, space, ranks),
+        history,
+        settings.evaluations,
+        log,
+        label,
+        known=known,
+        at_once=1 if alone else 4 * ranks.world,
+        keep=keep,
     )
     reused = sum(trial.arch in history.sources for trial in trials)
     return Outcome(trials, *rescore(job, trials, log, label), reused)

@@ -9,15 +9,18 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from supernet import Supernet
-from supernet.pretrained import load_pretrained
+from supernet.pretrained import import_weights
+from supernet.pretrained.layout import Layout, original_name
 
 DATA = Path(__file__).parent / "data"
 SMALL = ("pos_embed", "cls_token", "embeddings_table_v", "embeddings_table_h")
@@ -62,14 +65,41 @@ def original_state(family: str, tame: bool = False) -> dict[str, Tensor]:
     return {key: fill(key, shape, tame) for key, shape in shapes(family).items()}
 
 
-def images(batch: int, side: int) -> Tensor:
-    """The input that the logits belong to: fp64 [batch, 3, side, side]."""
-    generator = np.random.Generator(np.random.PCG64(0))
+def images(batch: int, side: int, seed: int = 0) -> Tensor:
+    """The input that the original's numbers belong to: fp64 [batch, 3, side, side], holding fp32 values."""
+    generator = np.random.Generator(np.random.PCG64(seed))
     return torch.from_numpy(generator.standard_normal((batch, 3, side, side)).astype(np.float32)).double()
 
 
-def imported(family: str, folder: Path, tame: bool = False) -> Supernet:
-    """The supernet of a filled original checkpoint file, written to `folder` and read back; fp64."""
+def imported(
+    family: str,
+    folder: Path,
+    tame: bool = False,
+    listing: Mapping[str, Sequence[int]] | None = None,
+    **overrides: Any,
+) -> Supernet:
+    """The supernet of a filled original checkpoint file, written to `folder` and read back; fp64.
+
+    `listing` holds names and shapes of the original where they are not the published ones; `overrides` replace entries
+    of the family's space.
+    """
+    state = {key: fill(key, shape, tame) for key, shape in (listing or shapes(family)).items()}
     file = folder / f"{family}.pth"
-    torch.save({"state_dict": original_state(family, tame)}, file)
-    return load_pretrained(file, family).double()
+    torch.save({"state_dict": state}, file)
+    net = import_weights(file, family, **overrides).net.double()
+    file.unlink()  # pytest keeps its folders
+    return net
+
+
+def names(net: nn.Module, layout: Layout) -> dict[str, str]:
+    """The original name of every tensor of `net`, by our name."""
+    ours = net.state_dict()
+    table = layout.table(ours)
+    return {name: original_name(name, table) for name in ours}
+
+
+def relative_error(actual: Tensor, expected: NDArray[Any]) -> float:
+    """The largest difference in every eighth class, by the largest of these logits."""
+    logits = actual.detach()[:, ::8].numpy()
+    assert logits.shape == expected.shape
+    return float(np.abs(logits - expected).max() / np.abs(expected).max())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from golden import DATA, images, imported, names, relative_error
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,74 +24,16 @@ from supernet.calibrate import track_statistics
 from supernet.data import resize
 from supernet.distill import AlphaDivergence, SoftCrossEntropy
 from supernet.optim import parameter_groups
+from supernet.pretrained.alphanet import ALPHANET
 from supernet.samplers.base import Role, Slot
 from supernet.schedule import Cosine
 from supernet.slicing import copy_slices
 from supernet.space import Arch
 from supernet.step import accumulate, update
 
-DATA = Path(__file__).parent / "data"
 ARCHS: dict[str, Any] = json.loads((DATA / "alphanet_archs.json").read_text())
 STEP: dict[str, Role] = {"max": "largest", "random_00": "random", "random_01": "random", "min": "smallest"}
 Numbers = dict[str, NDArray[Any]]
-DEPTHS = (2, 5, 6, 6, 8, 8, 2)
-LAYERS = {
-    "expand": "mobile_inverted_conv.inverted_bottleneck",
-    "depthwise": "mobile_inverted_conv.depth_conv",
-    "project": "mobile_inverted_conv.point_linear",
-}
-HEAD = {
-    "head.conv.conv.": "last_conv.final_expand_layer.conv.conv.",
-    "head.conv.norm.": "last_conv.final_expand_layer.bn.bn.",
-    "head.mix.conv.": "last_conv.feature_mix_layer.conv.conv.",
-    "head.classifier.": "classifier.linear.linear.",
-    "stem.conv.": "first_conv.conv.conv.",
-    "stem.norm.": "first_conv.bn.bn.",
-}
-
-
-def original_name(key: str) -> str:
-    """The name that AttentiveNAS gives to a tensor of ours."""
-    for ours, theirs in HEAD.items():
-        if key.startswith(ours):
-            return theirs + key.removeprefix(ours)
-    _, stage, index, layer, *rest = key.split(".")
-    block = f"blocks.{sum(DEPTHS[: int(stage)]) + int(index)}."
-    if layer == "se":  # se.<reduce|expand>.conv.<weight|bias>
-        return f"{block}mobile_inverted_conv.depth_conv.se.fc.{rest[0]}.{rest[2]}"
-    if layer == "shortcut":
-        return f"{block}shortcut.conv.conv.{rest[1]}"
-    return f"{block}{LAYERS[layer]}.{'bn.bn' if rest[0] == 'norm' else 'conv.conv'}.{rest[1]}"
-
-
-def filled(key: str, shape: torch.Size, tame: bool) -> Tensor:
-    """The golden fill of one tensor, by the original name `key`. fp64 holding fp32 values."""
-    normal = np.random.Generator(np.random.PCG64(zlib.crc32(key.encode()))).standard_normal(tuple(shape))
-    last = key.rsplit(".", 1)[1]
-    if last == "weight" and len(shape) >= 2:
-        value = normal * np.sqrt(2 / np.prod(shape[1:]))
-    elif last == "bias":
-        value = 0.05 * normal
-    elif last == "running_mean":
-        value = 0.1 * normal
-    else:
-        value = 1 + 0.1 * (np.abs(normal) if last == "running_var" else normal)
-    value = value.astype(np.float32)
-    if tame and key.endswith(".point_linear.bn.bn.weight"):
-        value *= np.float32(0.5)
-    return torch.from_numpy(value.astype(np.float64))
-
-
-def fill(net: supernet.Supernet, tame: bool) -> None:
-    with torch.no_grad():
-        for key, tensor in net.net.state_dict().items():
-            if not key.endswith("num_batches_tracked"):
-                tensor.copy_(filled(original_name(key), tensor.shape, tame))
-
-
-def images(batch: int, side: int) -> Tensor:
-    generator = np.random.Generator(np.random.PCG64(0))
-    return torch.from_numpy(generator.standard_normal((batch, 3, side, side)).astype(np.float32)).double()
 
 
 def load(name: str) -> Numbers:
@@ -109,17 +51,10 @@ def golden_step() -> Numbers:
     return load("alphanet_sandwich.npz")
 
 
-def tame_net() -> supernet.Supernet:
-    """The supernet in fp64, with running statistics, under the tame fill."""
-    network = supernet.build("alphanet").double()
-    track_statistics(network.net)
-    fill(network, tame=True)
-    return network
-
-
 @pytest.fixture(scope="module")
-def net() -> supernet.Supernet:
-    return tame_net()
+def net(tmp_path_factory: pytest.TempPathFactory) -> supernet.Supernet:
+    """The supernet in fp64, with running statistics, under the tame fill."""
+    return imported("alphanet", tmp_path_factory.mktemp("original"), tame=True)
 
 
 @pytest.fixture(scope="module")
@@ -132,17 +67,12 @@ def arch_of(net: supernet.Supernet, name: str) -> Arch:
     return net.space.from_json(ARCHS[name]["arch"])
 
 
-def relative_error(actual: Tensor, expected: NDArray[Any]) -> float:
-    """The largest difference in every eighth class, by the largest of these logits."""
-    difference = actual.detach()[:, ::8].numpy() - expected
-    return float(np.abs(difference).max() / np.abs(expected).max())
-
-
 def test_weights_have_one_original_each(net: supernet.Supernet, golden_step: Numbers) -> None:
     """All that the original trains: its 30 shortcut convs that no subnet can use do not exist here."""
-    names = [original_name(key) for key, _ in net.net.named_parameters()]
-    assert sorted(names) == sorted(golden_step["names"][golden_step["used"]].tolist())
-    assert len(names) == len(golden_step["names"]) - 30
+    table = names(net.net, ALPHANET)
+    used = [table[key] for key, _ in net.net.named_parameters()]
+    assert sorted(used) == sorted(golden_step["names"][golden_step["used"]].tolist())
+    assert len(used) == len(golden_step["names"]) - 30
 
 
 @torch.no_grad()
@@ -166,15 +96,12 @@ def test_eval_logits_of_resized_images(single: supernet.Supernet, golden: Number
 
 
 @torch.no_grad()
-def test_eval_logits_under_the_untamed_fill(net: supernet.Supernet, golden: Numbers) -> None:
-    fill(net, tame=False)
-    try:
-        for name in ("min", "random_03", "max"):
-            arch = arch_of(net, name)
-            logits = net.eval()(images(2, net.space.resolution(arch)), arch)
-            assert relative_error(logits, golden[f"untamed_fp64/{name}"]) < 1e-9, name
-    finally:
-        fill(net, tame=True)
+def test_eval_logits_under_the_untamed_fill(golden: Numbers, tmp_path: Path) -> None:
+    net = imported("alphanet", tmp_path).eval()
+    for name in ("min", "random_03", "max"):
+        arch = arch_of(net, name)
+        logits = net(images(2, net.space.resolution(arch)), arch)
+        assert relative_error(logits, golden[f"untamed_fp64/{name}"]) < 1e-9, name
 
 
 @torch.no_grad()
@@ -197,29 +124,28 @@ class Step(NamedTuple):
     updated: NDArray[Any]
 
 
-def prints(tensors: dict[str, Tensor], names: list[str]) -> NDArray[Any]:
-    """Sum, norm, dot with cos(0, 1, ...) and number of non-zeros of each tensor, in the order of `names`."""
+def prints(tensors: dict[str, Tensor], keys: list[str]) -> NDArray[Any]:
+    """Sum, norm, dot with cos(0, 1, ...) and number of non-zeros of each tensor, in the order of `keys`."""
     cosines = torch.cos(torch.arange(max(t.numel() for t in tensors.values()), dtype=torch.float64))
     rows = []
-    for name in names:
+    for name in keys:
         flat = tensors[name].detach().flatten()
         rows.append([flat.sum(), flat.norm(), flat @ cosines[: flat.numel()], flat.count_nonzero()])
     return np.array(rows, dtype=np.float64)
 
 
 @pytest.fixture(scope="module")
-def step(golden_step: Numbers) -> Step:
+def step(net: supernet.Supernet, golden_step: Numbers, used: list[str]) -> Step:
     """The whole step by the project's own code: the losses are called between a forward and its backward pass."""
-    network = tame_net().train()
-    names = golden_step["names"][golden_step["used"]].tolist()
-    parameters: dict[str, Tensor] = {original_name(key): p for key, p in network.net.named_parameters()}
+    network, table = copy.deepcopy(net).train(), names(net.net, ALPHANET)
+    parameters: dict[str, Tensor] = {table[key]: p for key, p in network.net.named_parameters()}
     logits: list[Tensor] = []
     seen: list[NDArray[Any]] = []
     divergence = AlphaDivergence()
 
     def gradients() -> NDArray[Any]:
         grads = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in parameters.items()}
-        return prints(grads, names)
+        return prints(grads, used)
 
     def label_loss(outputs: Tensor, targets: Tensor) -> Tensor:
         logits.append(outputs.detach())
@@ -237,7 +163,7 @@ def step(golden_step: Numbers) -> Step:
     optimizer = torch.optim.SGD(parameter_groups(network, 1e-5), lr=1.0, momentum=0.9, nesterov=True)
     optimizer.register_step_pre_hook(lambda *_: clipped.append(gradients()))
     update(optimizer, lr=0.1, clip_value=0.01)
-    return Step(logits, losses, seen, clipped[0], prints(parameters, names))
+    return Step(logits, losses, seen, clipped[0], prints(parameters, used))
 
 
 @pytest.mark.parametrize("place", range(4), ids=STEP)
@@ -248,7 +174,7 @@ def test_logits_and_losses_of_a_sandwich_step(step: Step, golden_step: Numbers, 
     assert step.losses[place].item() == pytest.approx(float(golden_step["losses"][place]), rel=1e-10)
 
 
-def assert_same_gradients(actual: NDArray[Any], expected: NDArray[Any], sizes: NDArray[Any], names: list[str]) -> None:
+def assert_same_gradients(actual: NDArray[Any], expected: NDArray[Any], sizes: NDArray[Any], keys: list[str]) -> None:
     """Within 2e-8 of each tensor's norm.
 
     A sum of n entries then differs by at most sqrt(n) as much. Shifts of norms that feed only further norms have a
@@ -256,11 +182,11 @@ def assert_same_gradients(actual: NDArray[Any], expected: NDArray[Any], sizes: N
     """
     norms = np.nan_to_num(expected[:, 1])  # the original leaves out what the passes so far did not use
     zero = norms < 1e-12
-    for name in np.array(names)[zero]:
+    for name in np.array(keys)[zero]:
         assert name.endswith((".point_linear.bn.bn.bias", ".shortcut.conv.conv.weight")), name
     assert np.abs(actual[zero, :3]).max() < 1e-12
     error = np.abs(actual - expected)[~zero] / norms[~zero, None]
-    assert error[:, 1].max() < 2e-8, names[np.flatnonzero(~zero)[error[:, 1].argmax()]]
+    assert error[:, 1].max() < 2e-8, keys[np.flatnonzero(~zero)[error[:, 1].argmax()]]
     assert (error[:, [0, 2]] / np.sqrt(sizes[~zero, None])).max() < 2e-8
     np.testing.assert_array_equal(actual[~zero, 3], expected[~zero, 3])
 
@@ -272,7 +198,8 @@ def used(golden_step: Numbers) -> list[str]:
 
 @pytest.fixture(scope="module")
 def sizes(net: supernet.Supernet, used: list[str]) -> NDArray[Any]:
-    by_name = {original_name(key): p.numel() for key, p in net.net.named_parameters()}
+    table = names(net.net, ALPHANET)
+    by_name = {table[key]: p.numel() for key, p in net.net.named_parameters()}
     return np.array([by_name[name] for name in used])
 
 

@@ -115,6 +115,15 @@ EXTRA: dict[str, Space] = {
         head={"width": [16]},
         num_classes=3,
     ),
+    "shortcut conv": mbconv.space(
+        name="widening",
+        resolution=(8,),
+        stem={"width": [8], "stride": 1},
+        stages=[{"width": [64], "depth": [1], "kernel": [3], "expand": [1], "stride": 1}],
+        head={"width": [16]},
+        shortcut="always",
+        num_classes=3,
+    ),
     "residual": mbconv.space(
         name="residual",
         resolution=(8,),

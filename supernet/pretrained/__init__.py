@@ -79,20 +79,15 @@ def import_weights(path: str | Path, family: str | None = None, **overrides: Any
     tensors = _normalised(path, layout, weights.tensors)
     name = _family(path, layout, tensors, family)
     sizes = {"num_classes": tensors[layout.classifier].shape[0], "in_channels": tensors[layout.first].shape[1]}
-    with torch.device("meta"):  # shapes alone: no memory for what does not fit
-        space, ours = _shapes(build(name, **{**sizes, **overrides}))
-    loaded, unused = _fitted(path, layout, space, ours, tensors, name)
     with torch.random.fork_rng(devices=[]):  # construction draws weights that are overwritten at once
-        net = Supernet(space)
+        with torch.device("meta"):  # shapes alone: a file gets memory only for what it fits
+            outline = build(name, **{**sizes, **overrides})
+        track_statistics(outline.net)
+        loaded, unused = _fitted(path, layout, outline, tensors, name)
+        net = Supernet(outline.space)
     track_statistics(net.net)
     net.net.load_state_dict({**net.net.state_dict(), **loaded})
     return Imported(net, name, _left_out(weights, unused))
-
-
-def _shapes(net: Supernet) -> tuple[Space, dict[str, torch.Size]]:
-    """The space of a network, and the shapes of its tensors, running statistics included."""
-    track_statistics(net.net)
-    return net.space, {name: tensor.shape for name, tensor in net.net.state_dict().items()}
 
 
 def _layout(path: Path, tensors: Mapping[str, Tensor]) -> Layout:
@@ -109,9 +104,13 @@ def _normalised(path: Path, layout: Layout, tensors: Mapping[str, Tensor]) -> di
         raise UserError(f"checkpoint {path} holds the same tensors under several names: {some(twice)}")
     normalised = {layout.normal(key): tensor for key, tensor in tensors.items()}
     ends = [layout.normal(key) for key in (layout.first, layout.classifier)]
-    if missing := [key for key in ends if key not in normalised or normalised[key].ndim < 2]:
+    if missing := [key for key in ends if key not in normalised or not _has_sizes(normalised[key])]:
         raise UserError(f"checkpoint {path} lacks {some(missing)}")
     return normalised
+
+
+def _has_sizes(tensor: Tensor) -> bool:
+    return tensor.ndim >= 2 and tensor.numel() > 0
 
 
 def _family(path: Path, layout: Layout, tensors: Mapping[str, Tensor], family: str | None) -> str:
@@ -129,8 +128,10 @@ def _family(path: Path, layout: Layout, tensors: Mapping[str, Tensor], family: s
     return family
 
 
-def _fill(path: Path, layout: Layout, net: Supernet, tensors: Mapping[str, Tensor], family: str) -> Counter[str]:
-    """Load `tensors` into the network; returns how many were not needed, by reason."""
+def _fitted(
+    path: Path, layout: Layout, net: Supernet, tensors: Mapping[str, Tensor], family: str
+) -> tuple[dict[str, Tensor], Counter[str]]:
+    """`tensors` by our names, in the shapes of the network's; and how many were not needed, by reason."""
     misfit = f"checkpoint {path} does not fit {family!r}"
     ours = net.net.state_dict()
     names = _names(misfit, layout, ours, tensors)
@@ -146,8 +147,7 @@ def _fill(path: Path, layout: Layout, net: Supernet, tensors: Mapping[str, Tenso
             wrong.append(f"{key} {list(loaded[name].shape)} where {list(shape)} is needed")
     if wrong:
         raise UserError(f"{misfit}: wrong shapes: {some(wrong)}")
-    net.net.load_state_dict({**ours, **loaded})
-    return Counter(reason for reason in reasons.values() if reason is not None)
+    return loaded, Counter(reason for reason in reasons.values() if reason is not None)
 
 
 def _names(misfit: str, layout: Layout, ours: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, str]:
