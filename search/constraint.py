@@ -157,7 +157,7 @@ class Budget:
                 raise UserError(
                     f"{self._bound(name)} is out of reach: space {self.space.name!r} has subnets of "
                     f"{exact(name, least)} to {exact(name, most)} {LABELS.get(name, name)}; "
-                    f"the nearest possible is {least if high < least else most:,}"
+                    f"the nearest possible is {exact(name, least if high < least else most)}"
                 )
         if self.space.size() <= ENUMERABLE and not self.excess(list(enumerate_archs(self.space))).all():
             return

@@ -28,8 +28,8 @@ def shown(name: str, value: float) -> str:
 
 
 def exact(name: str, value: float) -> str:
-    """`shown`, and all digits: 203.4M (203,389,568)."""
-    return f"{shown(name, value)} ({value:,})"
+    """`shown`, and all digits of a count: 203.4M (203,389,568)."""
+    return shown(name, value) if name in SUFFIXES else f"{shown(name, value)} ({value:,})"
 
 
 def bounds(name: str, window: Window) -> str:

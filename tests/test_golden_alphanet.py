@@ -226,7 +226,8 @@ def test_weights_after_the_step(step: Step, golden_step: Numbers, sizes: NDArray
 def test_decay_is_that_of_the_original(net: supernet.Supernet, golden_step: Numbers) -> None:
     """Weights of convs, the classifier and squeeze-and-excitation decay; norms and biases do not."""
     decay = {id(p): group["weight_decay"] for group in parameter_groups(net, 1e-5) for p in group["params"]}
-    ours = {original_name(key): decay[id(p)] for key, p in net.net.named_parameters()}
+    table = names(net.net, ALPHANET)
+    ours = {table[key]: decay[id(p)] for key, p in net.net.named_parameters()}
     original = dict(zip(golden_step["names"].tolist(), golden_step["decay"].tolist(), strict=True))
     assert ours == {name: original[name] for name in ours}
     assert set(ours.values()) == {0.0, 1e-5}

@@ -1,45 +1,29 @@
 """The ofa_resnet50 space against the numbers that the original Once-for-All code computes.
 
-Every weight is a deterministic function of its original name (the fill of `test_golden_alphanet`), so no checkpoint
-is needed. Logits of the original in fp64; its training step in fp32. Every eighth class and channel is kept.
+Weights are a deterministic function of their original names and come in through the importer, as a published file
+would. Logits of the original in fp64; its training step in fp32. Every eighth class and channel is kept.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_golden_alphanet import filled, images, relative_error
+from golden import DATA, images, imported, names, relative_error
 from torch import Tensor
 
 import supernet
 from supernet.calibrate import track_statistics
+from supernet.pretrained.ofa import OFA_RESNET
 from supernet.slicing import copy_slices
 from supernet.space import Arch
 
-DATA = Path(__file__).parent / "data"
 ARCHS: dict[str, Any] = json.loads((DATA / "ofa_resnet50_archs.json").read_text())
-BLOCKS = (4, 4, 6, 4)
-
-
-def original_name(key: str) -> str:
-    """The name that Once-for-All gives to a tensor of ours."""
-    part, *rest, leaf = key.split(".")
-    if part == "head":
-        return f"classifier.linear.linear.{leaf}"
-    kind = "conv.conv" if rest[-1] == "conv" else "bn.bn"
-    if part == "stem":
-        residual = "conv." if rest[0] == "1" else ""
-        return f"input_stem.{rest[0]}.{residual}{kind}.{leaf}"
-    stage, block, layer, _ = rest
-    layer = "downsample" if layer == "shortcut" else layer
-    return f"blocks.{sum(BLOCKS[: int(stage)]) + int(block)}.{layer}.{kind}.{leaf}"
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +33,9 @@ def golden() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def net() -> supernet.Supernet:
+def net(tmp_path_factory: pytest.TempPathFactory) -> supernet.Supernet:
     """The supernet in fp64, filled, with running statistics."""
-    network = supernet.build("ofa_resnet50").double()
-    track_statistics(network.net)
-    with torch.no_grad():
-        for key, tensor in network.net.state_dict().items():
-            if not key.endswith("num_batches_tracked"):
-                tensor.copy_(filled(original_name(key), tensor.shape, tame=False))
-    return network
+    return imported("ofa_resnet50", tmp_path_factory.mktemp("original"))
 
 
 def arch_of(net: supernet.Supernet, name: str) -> Arch:
@@ -74,8 +52,8 @@ def test_macs_and_parameters(net: supernet.Supernet, name: str) -> None:
 
 
 def test_every_weight_has_one_original(net: supernet.Supernet, golden: dict[str, np.ndarray]) -> None:
-    names = [original_name(key) for key, _ in net.net.named_parameters()]
-    assert sorted(names) == sorted(golden["step/keys"].tolist())
+    table = names(net.net, OFA_RESNET)
+    assert sorted(table[key] for key, _ in net.net.named_parameters()) == sorted(golden["step/keys"].tolist())
 
 
 @pytest.mark.parametrize("name", ARCHS)
@@ -122,7 +100,8 @@ def test_training_step(net: supernet.Supernet, golden: dict[str, np.ndarray]) ->
     loss = F.cross_entropy(logits, torch.arange(8))
     assert loss.item() == pytest.approx(float(golden["step/loss"]), rel=2e-6)
     loss.backward()
-    gradients = {original_name(key): p.grad for key, p in net.net.named_parameters()}
+    table = names(net.net, OFA_RESNET)
+    gradients = {table[key]: p.grad for key, p in net.net.named_parameters()}
     net.zero_grad()
     errors = []
     for key, (norm, total, nonzero) in zip(golden["step/keys"].tolist(), golden["step/gradients"], strict=True):
@@ -146,11 +125,11 @@ def test_running_statistics_after_one_training_forward(net: supernet.Supernet, g
     copy_slices(net.net, subnet)
     with torch.no_grad():
         subnet(images(8, 128))
-    expected = _split(net, golden)
+    expected, table = _split(net, golden), names(net.net, OFA_RESNET)
     compared = 0
     for key, tensor in subnet.named_buffers():
         if not key.endswith("num_batches_tracked"):
-            ours, theirs = tensor[::8].numpy(), expected[original_name(key)]
+            ours, theirs = tensor[::8].numpy(), expected[table[key]]
             np.testing.assert_allclose(ours, theirs[: len(ours)], rtol=1e-4, atol=1e-5, err_msg=key)
             compared += len(ours)
     assert compared > 2000
@@ -158,7 +137,8 @@ def test_running_statistics_after_one_training_forward(net: supernet.Supernet, g
 
 def _split(net: supernet.Supernet, golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The original's statistics by name; the file holds them end to end."""
-    widths = {original_name(key): -(-tensor.numel() // 8) for key, tensor in net.net.named_buffers()}
+    table = names(net.net, OFA_RESNET)
+    widths = {table[key]: -(-tensor.numel() // 8) for key, tensor in net.net.named_buffers()}
     keys = golden["running/keys"].tolist()
     ends = np.cumsum([widths[key] for key in keys])
     assert ends[-1] == len(golden["running/values"])

@@ -1,12 +1,9 @@
-"""Weights and images that follow from names and seeds, as the original codes were run with; and measures of error.
-
-A tensor's values are drawn with the crc32 of its original name as seed, so no checkpoint is needed.
-"""
+"""State dicts as the original codes were run with, filled and read as the tests do; and measures of error."""
 
 from __future__ import annotations
 
 import json
-import zlib
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,12 +16,18 @@ from torch import Tensor
 
 from supernet.net import Supernet
 from supernet.pretrained import import_weights
-from supernet.pretrained.layout import Layout, original_name
+from supernet.pretrained.layout import Layout
 
+sys.path.append(str(Path(__file__).parents[2] / "tests"))
+from golden import fill, images, names
+
+__all__ = [
+    *("LOGIT", "VALUE", "Numbers", "State", "error", "fill_errors", "gradient_errors", "images", "imported"),
+    *("load", "names", "original_state", "read"),
+]
 Numbers = dict[str, NDArray[Any]]
 State = dict[str, Tensor]
 LOGIT, VALUE = "largest logit", "largest value"  # what errors are relative to
-SMALL = ("pos_embed", "cls_token", "embeddings_table_v", "embeddings_table_h")
 
 
 def read(path: Path) -> Any:
@@ -38,26 +41,9 @@ def load(path: Path) -> Numbers:
         return {key: file[key] for key in file.files}
 
 
-def filled(key: str, shape: list[int]) -> Tensor:
-    """The golden values of the tensor that an original code calls `key`: fp32, counters int64."""
-    last = key.rsplit(".", 1)[-1]
-    if last == "num_batches_tracked":
-        return torch.zeros(shape, dtype=torch.long)
-    n = np.random.Generator(np.random.PCG64(zlib.crc32(key.encode()))).standard_normal(shape)
-    if last in SMALL:
-        values = 0.02 * n
-    elif last.endswith("_matrix"):
-        values = np.eye(len(n)) + 0.01 * n
-    elif last == "weight":
-        values = 1 + 0.1 * n if n.ndim == 1 else n * np.sqrt(2 / np.prod(shape[1:]))
-    else:
-        values = {"bias": 0.05 * n, "running_mean": 0.1 * n, "running_var": 1 + 0.1 * np.abs(n)}[last]
-    return torch.from_numpy(values.astype(np.float32))
-
-
-def original_state(listing: Path) -> State:
-    """A state dict of an original code, filled, from the list of its keys and shapes."""
-    return {entry["key"]: filled(entry["key"], entry["shape"]) for entry in read(listing)}
+def original_state(listing: Path, tame: bool = False) -> State:
+    """A state dict of an original code, filled, from the list of its keys and shapes; `tame` as in `fill`."""
+    return {entry["key"]: fill(entry["key"], entry["shape"], tame) for entry in read(listing)}
 
 
 def fill_errors(listing: Path, state: State) -> dict[str, float]:
@@ -80,19 +66,6 @@ def imported(state: State, family: str, **overrides: Any) -> Supernet:
     return found.net.double().eval()
 
 
-def names(net: Supernet, layout: Layout) -> dict[str, str]:
-    """The original name of every tensor of ours, by our name."""
-    ours = net.net.state_dict()
-    table = layout.table(ours)
-    return {name: original_name(name, table) for name in ours}
-
-
-def images(count: int, side: int, seed: int = 0) -> Tensor:
-    """fp64 [count, 3, side, side], holding fp32 values."""
-    values = np.random.Generator(np.random.PCG64(seed)).standard_normal((count, 3, side, side))
-    return torch.from_numpy(values.astype(np.float32)).double()
-
-
 def error(actual: Tensor, expected: NDArray[Any]) -> float:
     """The largest difference, by the largest of the expected values; infinite where shapes differ."""
     if tuple(actual.shape) != expected.shape:
@@ -110,7 +83,7 @@ def gradient_errors(
     arithmetic and only have to be below it too; without one, nothing may flow.
     """
     values, counts = {}, {}
-    ours = names(net, layout)
+    ours = names(net.net, layout)
     parameters = {ours[key]: parameter for key, parameter in net.net.named_parameters()}
     if set(parameters) != set(expected):
         raise ValueError(f"parameters differ: {sorted(set(parameters) ^ set(expected))[:5]}")

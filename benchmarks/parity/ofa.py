@@ -168,7 +168,7 @@ def _statistics(
     subnet: torch.nn.Module, net: Supernet, layout: Layout, state: State, golden: Numbers
 ) -> dict[str, float]:
     """The original keeps those of a subnet in the leading channels of the supernet's; the others stay filled."""
-    theirs = names(net, layout)
+    theirs = names(net.net, layout)
     found = {theirs[key]: tensor for key, tensor in subnet.named_buffers()}
     errors = {}
     for key, expected in golden.items():

@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.parity import ofa
-from benchmarks.parity.alphanet import tamed
 from benchmarks.parity.golden import LOGIT, error, images, load, original_state, read
 from benchmarks.parity.report import Report
 from supernet.export import load_subnet
@@ -75,7 +74,8 @@ Files = Iterator[tuple[str, dict[str, Any], list[Subnet]]]
 def _alphanet(folder: Path) -> Files:
     """As AttentiveNAS and AlphaNet save them: parallel training's prefix, and their configuration object."""
     logits, archs = load(folder / "logits_eval_tame.npz"), read(folder / "archs.json")["archs"]
-    state = {f"module.{key}": tensor for key, tensor in tamed(original_state(folder / "state_dict.json")).items()}
+    filled = original_state(folder / "state_dict.json", tame=True)
+    state = {f"module.{key}": tensor for key, tensor in filled.items()}
     content = {"epoch": 360, "state_dict": state, "optimizer": {"state": {}}, "args": Recipe(arch="alphanet")}
     subnets = [Subnet(tag, archs[tag]["arch"], logits[tag]) for tag in ("min", "max", "random_00")]
     yield "alphanet.pth.tar", content, [*subnets, Subnet("a4", "alphanet_a4", logits["attentive_nas_a4"])]
