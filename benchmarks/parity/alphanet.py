@@ -139,7 +139,7 @@ def _probe_error(output: Tensor, probe: Mapping[str, Any]) -> float:
 
 def _groups(net: Supernet, golden: list[dict[str, Any]], report: Report) -> None:
     original = {key: group["weight_decay"] for group in golden for key in group["keys"]}
-    table = names(net, ALPHANET)
+    table = names(net.net, ALPHANET)
     theirs = {id(parameter): table[key] for key, parameter in net.net.named_parameters()}
     ours = {theirs[id(p)]: group["weight_decay"] for group in parameter_groups(net, 1e-5) for p in group["params"]}
     report.equal("AlphaNet: weight decay of every parameter", {key: (ours[key], original[key]) for key in ours})
@@ -151,7 +151,7 @@ def _sandwich(net: Supernet, archs: Archs, folder: Path, report: Report) -> None
     The losses are called between a forward and its backward pass, so they see what has accumulated.
     """
     golden, arrays = read(folder / "sandwich_step_fp64.json"), load(folder / "sandwich_step_fp64.npz")
-    theirs = names(net, ALPHANET)
+    theirs = names(net.net, ALPHANET)
     parameters = {theirs[key]: parameter for key, parameter in net.net.named_parameters()}
     order: list[str] = golden["order"]
     logits: State = {}

@@ -19,12 +19,9 @@ from supernet.pretrained import import_weights
 from supernet.pretrained.layout import Layout
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
-from golden import fill, images, names
+from golden import fill, names
+from golden import images as images
 
-__all__ = [
-    *("LOGIT", "VALUE", "Numbers", "State", "error", "fill_errors", "gradient_errors", "images", "imported"),
-    *("load", "names", "original_state", "read"),
-]
 Numbers = dict[str, NDArray[Any]]
 State = dict[str, Tensor]
 LOGIT, VALUE = "largest logit", "largest value"  # what errors are relative to
