@@ -248,6 +248,8 @@ def _checkpoint(settings: SearchSettings) -> Path:
             source, run = Path(read_json(saved)["checkpoint"]), Path(begun).resolve().parent.parent
             moved = run / source.name if source.suffix == ".pt" else run
             return moved if moved.is_file() or (moved / CHECKPOINT).is_file() else source
+    if settings.resume == "auto":
+        raise UserError(f"resume=auto: no unfinished search under {settings.runs_dir}; start one without resume=")
     return newest_finished(runs)
 
 

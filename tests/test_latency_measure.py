@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny import big_space, tiny_space
 from torch import Tensor, nn
 
 from search.constraint import encoded
@@ -19,7 +20,6 @@ from supernet.build import build
 from supernet.cost import macs_of
 from supernet.errors import UserError
 from supernet.net import Supernet
-from tests.tiny import big_space, tiny_space
 from tests.tiny_vit import tiny_vit
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny import big_space, tiny_space
 
 from search.constraint import encoded
 from search.latency.features import gene_columns, key_of, layer_columns, summed, work_of
@@ -18,7 +19,6 @@ from supernet.cost import Additive, Factor, macs_of, params_of
 from supernet.errors import UserError
 from supernet.space import Gene, Space, Unit
 from supernet.window import enumerate_archs
-from tests.tiny import big_space, tiny_space
 
 
 def truth_by_layers(space: Space) -> Additive:
