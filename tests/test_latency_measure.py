@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import big_space, tiny_space
+from tiny_vit import tiny_vit
 from torch import Tensor, nn
 
 from search.constraint import encoded
@@ -20,7 +21,6 @@ from supernet.build import build
 from supernet.cost import macs_of
 from supernet.errors import UserError
 from supernet.net import Supernet
-from tests.tiny_vit import tiny_vit
 
 
 class Sleeps(nn.Module):
