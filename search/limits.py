@@ -28,8 +28,9 @@ def shown(name: str, value: float) -> str:
 
 
 def exact(name: str, value: float) -> str:
-    """`shown`, and all digits of a count: 203.4M (203,389,568)."""
-    return shown(name, value) if name in SUFFIXES else f"{shown(name, value)} ({value:,})"
+    """`shown`, and all digits where it leaves some out, so that it can serve as a bound: 203.4M (203,389,568)."""
+    short, digits = shown(name, value), f"{value:,}"
+    return short if short.startswith(digits) else f"{short} ({digits})"
 
 
 def bounds(name: str, window: Window) -> str:

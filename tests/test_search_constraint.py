@@ -73,7 +73,7 @@ def test_no_constraint_allows_everything() -> None:
     ("macs", "nearest"), [(LEAST - 1, LEAST), ([None, LEAST - 1], LEAST), ([MOST + 1, None], MOST)]
 )
 def test_an_impossible_budget_names_range_and_nearest_value(macs: Any, nearest: int) -> None:
-    with pytest.raises(UserError, match=rf"{LEAST:,}.*{MOST:,}.*nearest possible is {nearest:,}"):
+    with pytest.raises(UserError, match=rf"{LEAST:,}.*{MOST:,}.*nearest possible is .*{nearest:,}"):
         Constraint(macs=macs).on(SPACE).check_reachable()
 
 
@@ -142,7 +142,7 @@ def test_milliseconds_have_no_thousands(value: Any) -> None:
 
 def test_too_little_memory_names_the_least() -> None:
     least, most = range_of(Constraint().on(SPACE))["memory_mb"]
-    with pytest.raises(UserError, match=rf"{least:,}.*{most:,}.*nearest possible is {least:,}"):
+    with pytest.raises(UserError, match=rf"{least:,}.*{most:,}.*nearest possible is .*{least:,}"):
         Constraint(memory_mb=least / 2).on(SPACE).check_reachable()
     Constraint(memory_mb=least).on(SPACE).check_reachable()  # the value that the message gives
 
