@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from supernet.space import Arch, Space
 
@@ -45,6 +45,15 @@ class Algorithm(Protocol):
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """The scores of what was asked, before anything else is asked."""
+
+
+@runtime_checkable
+class Indifferent(Protocol):
+    """An algorithm to which the exact scores of bad subnets make no difference."""
+
+    @property
+    def indifferent_below(self) -> float:
+        """A top-1 (percent): whatever a subnet asked for now scores below it, the algorithm goes on alike."""
 
 
 def ranking(trial: Trial) -> tuple[float, float]:

@@ -62,6 +62,11 @@ class CoarseToFine:
     def tell(self, trials: Sequence[Trial]) -> None:
         self._best = best_of([*self._best, *trials], 1)
 
+    @property
+    def indifferent_below(self) -> float:
+        """See `search.algorithm.Indifferent`: the best top-1."""
+        return self._best[0].metrics["top1"] if self._best else float("-inf")
+
     def _fine(self, rng: np.random.Generator, n: int) -> np.ndarray:
         if not self._best:  # the grid has none inside the budget
             rows = self._unseen.random(rng, n)

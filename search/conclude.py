@@ -59,11 +59,14 @@ def conclude(
     for text, holds in checks(winner, job.budget.windows) if is_search else []:
         log.say(f"budget:  {text}: {'ok' if holds else 'VIOLATED'}")
     if measured := winner.get("measured_latency"):
-        predicted = shown("latency_ms", winner["latency_ms"])
+        verdict = "ok" if measured["within_budget"] else "VIOLATED, beyond the spread of the measurement"
         log.say(
-            f"{LABELS['latency_ms']}: {measured['median_ms']:.3g} ms measured end to end (quartiles "
-            f"{measured['iqr_ms']:.2g} ms apart), {predicted} predicted"
+            f"{LABELS['latency_ms']}: {measured['median_ms']:.4g} ms measured end to end (quartiles "
+            f"{measured['iqr_ms']:.2g} ms apart), {shown('latency_ms', winner['latency_ms'])} predicted: {verdict}"
         )
+    elif job.latency is not None:
+        made = (job.latency.info.get("conditions") or {}).get("device_name") or "another device"
+        log.say(f"{LABELS['latency_ms']}: not measured here, the model is one of {made}")
     log.say(f"results: {folder / RESULTS}")
     if is_search:
         log.say(f"front:   {folder / 'front.png'} (also .csv and .json)")

@@ -76,6 +76,11 @@ class Evolution:
         if self._idle >= self.patience:
             self._elite, self._told, self._idle = [], 0, 0
 
+    @property
+    def indifferent_below(self) -> float:
+        """See `search.algorithm.Indifferent`: the worst parent's top-1, once there are enough."""
+        return self._elite[-1].metrics["top1"] if len(self._elite) == self.parents else float("-inf")
+
     def _start(self, rng: np.random.Generator, n: int) -> np.ndarray:
         space = self.budget.space
         ends = self._unseen.of(list(dict.fromkeys((space.smallest(), space.largest()))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,17 +86,24 @@ def ship(job: Job, arch: Arch, scores: Mapping[str, Any], folder: Path) -> dict[
 
 
 def measured_latency(job: Job, subnet: torch.nn.Module, resolution: int) -> dict[str, Any] | None:
-    """The subnet's latency end to end, under the conditions of the latency model; None where they are not had here."""
+    """The subnet's latency end to end, under the conditions of the latency model; None where they are not had here.
+
+    It is within the budget if it is inside, give or take the distance between the quartiles of the measurement.
+    """
     conditions = job.latency.info.get("conditions") if job.latency else None
     if not conditions:
         return None
     setting = Setting.of(conditions)
+    if setting.cuda and not torch.cuda.is_available():
+        return None
     if setting.record()["device_name"] != conditions["device_name"]:
         return None
     device = next(subnet.parameters()).device
     median, iqr = measure_subnet(subnet, resolution, setting, job.info.channels)
     subnet.to(device)
-    return {"median_ms": median, "iqr_ms": iqr, "conditions": dict(conditions)}
+    low, high = job.budget.windows.get("latency_ms", (-math.inf, math.inf))
+    within = low - iqr <= median <= high + iqr
+    return {"median_ms": median, "iqr_ms": iqr, "within_budget": within, "conditions": dict(conditions)}
 
 
 def validate(job: Job, arch: Arch) -> Metrics:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,18 +98,24 @@ class History:
             )
 
 
-def read_trials(path: Path, space: Space) -> list[Trial]:
-    """The trials of a finished or interrupted search, whatever its setup; the file is left as it is.
+def read_trials(path: Path, space: Space, setup: Mapping[str, Any], costs: Costs) -> list[Trial]:
+    """The trials of a finished or interrupted search, with costs computed anew; the file is left as it is.
+
+    Its algorithm, budget and seed may differ from those in `setup`, not what decides scores.
 
     Raises:
-        UserError: if the file is missing or damaged, or holds subnets of another space.
+        UserError: if the file is missing or damaged, or its scores are of other weights, data or calibration.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist: name the folder of a search")
     lines = _whole_lines(path)
-    if not lines or _setup(lines[0]) is None:
+    saved = _setup(lines[0]) if lines else None
+    if saved is None:
         raise UserError(f"{path} is not a record of trials")
-    return [_parse(path, line, number, space)[0] for number, line in enumerate(lines[1:], start=2)]
+    if changed := [key for key in DECIDES_SCORES if saved.get(key) != plain(setup.get(key))]:
+        raise UserError(f"{path} holds scores of other {' and '.join(changed)}: search anew, without from=")
+    trials = [_parse(path, line, number, space)[0] for number, line in enumerate(lines[1:], start=2)]
+    return [replace(trial, metrics={**trial.metrics, **costs(trial.arch)}) for trial in trials]
 
 
 def known_trials(

@@ -20,7 +20,7 @@ from supernet.calibrate import has_statistics
 from supernet.construct import construct
 from supernet.distributed import ALONE, Ranks
 from supernet.errors import UserError
-from supernet.runs import CHECKPOINT, RESULTS, is_locked, newest_finished, read_json
+from supernet.runs import CHECKPOINT, RESULTS, is_locked, newest_finished, plain, read_json
 
 if TYPE_CHECKING:
     from supernet.data import Data, DataInfo
@@ -122,7 +122,10 @@ class Job:
             "calibration_images": self.calibration_images,
             **({"latency": self.settings.latency} if self.settings.latency else {}),
             **({"stop_early": True} if self.settings.stop_early else {}),
-            "data": {key: value for key, value in self.settings.data_overrides.items() if key != "root"},
+            "data": {
+                **{key: value for key, value in self.settings.data_overrides.items() if key != "root"},
+                "splits": None if self.data is None else plain(self.data.split_record()),
+            },
         }
 
     def resumable(self) -> Path | None:
@@ -245,7 +248,7 @@ def _checkpoint(settings: SearchSettings) -> Path:
     if begun is not None:
         saved = Path(begun) / "config.json"
         if saved.is_file():  # a search lies in its run's folder, wherever that was moved
-            source, run = Path(read_json(saved)["checkpoint"]), Path(begun).resolve().parent.parent
+            source, run = Path(read_json(saved)["checkpoint"]), Path(begun).parent.parent
             moved = run / source.name if source.suffix == ".pt" else run
             return moved if moved.is_file() or (moved / CHECKPOINT).is_file() else source
     if settings.resume == "auto":

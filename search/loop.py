@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 
-from search.algorithm import Algorithm, Trial, best_of
+from search.algorithm import Algorithm, Indifferent, Trial, best_of
 from search.evaluator import Evaluator, stopping
 from search.history import History, is_complete
 from supernet.errors import UserError
@@ -30,22 +30,25 @@ def run_trials(
     Args:
         known: trials of earlier searches, with these searches' names, see `search.history.known_trials`.
         at_once: subnets that the evaluator gets in one call. What it returns is on the disk before the next call.
-        keep: the pass over a subnet's images ends once it cannot be among the best `keep` of the trials told before
-            (see `search.evaluator.Stopping`); None: all are seen. For algorithms that look at nothing but the order
-            of the best `keep` by top-1.
+        keep: the pass over a subnet's images ends once it can neither be among the best `keep` of the trials told
+            before nor make a difference to the algorithm (see `search.evaluator.Stopping`); None: all are seen.
 
     Raises:
-        UserError: if the algorithm finds no subnet at all.
+        UserError: if the algorithm finds no subnet at all; with `keep`, if it looks at every score.
         ValueError: if the evaluator cannot stop early, with `keep`.
     """
+    if keep is not None and not isinstance(algorithm, Indifferent):
+        raise UserError(f"stop_early=true: {label} learns from the scores of bad subnets too; drop it")
     trials: list[Trial] = []
     best: list[Trial] = []
     exhausted = False
     with log.progress(evaluations, label) as progress:
         while len(trials) < evaluations and not exhausted:
             archs = algorithm.ask(min(algorithm.batch, evaluations - len(trials)))
-            # The bound is that of the trials told before, so it depends on neither interruptions nor processes.
-            scores = evaluator if keep is None else stopping(evaluator, _threshold(trials, keep))
+            scores = evaluator
+            if keep is not None and isinstance(algorithm, Indifferent):
+                # A function of the trials told before, so it depends on neither interruptions nor processes.
+                scores = stopping(evaluator, min(_threshold(trials, keep), algorithm.indifferent_below))
             told: list[Trial] = []
             for trial in _answers(archs, scores, history, known or {}, at_once):
                 told.append(trial)

@@ -40,3 +40,8 @@ class Random:
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Nothing to learn."""
+
+    @property
+    def indifferent_below(self) -> float:
+        """See `search.algorithm.Indifferent`: it looks at no score."""
+        return float("inf")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ def main(config: Mapping[str, Any]) -> float:
     mode = config["mode"]
     if mode not in MODES:
         raise UserError(f"mode={mode}: choose one of {', '.join(MODES)}")
+    if mode != "search" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"mode={mode}: runs in one process, start it without torchrun")
     if mode == "latency":
         from search.latency.mode import main as measure
 
@@ -53,6 +56,8 @@ def _chosen(job: Job, config: Mapping[str, Any]) -> float:
     arch = job.settings.arch
     if arch is not None and job.settings.reselect is not None:
         raise UserError("arch= and from= both say which subnet: drop one of the two")
+    if job.settings.resume is not None:
+        raise UserError("from= evaluates nothing, there is nothing to resume: drop one of the two")
     parsed = None if arch is None else parse_arch(job.budget.space, arch)
     if job.settings.dry_run:
         return dry_run(job)
@@ -66,6 +71,8 @@ def _rank(config: Mapping[str, Any]) -> float:
 
     if config["truth"] is None:
         raise UserError("mode=rank needs truth=<file>: JSON or CSV rows of arch and top1, known accuracies")
+    if config["dry_run"]:
+        raise UserError("mode=rank has no dry_run: it scores the subnets of truth=, nothing else")
     given = config["checkpoint"]
     checkpoints = list(given) if isinstance(given, list | tuple) else [given]
     return rank({**config, "mode": "search"}, checkpoints, Path(config["truth"]))

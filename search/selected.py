@@ -41,7 +41,7 @@ def select_again(job: Job) -> float:
     """
     assert job.settings.reselect is not None
     source, space = Path(job.settings.reselect), job.budget.space
-    trials = read_trials(source / TRIALS, space)
+    trials = read_trials(source / TRIALS, space, job.setup(), job.budget.costs)
     validated = validated_in(source, space)
     found = reselect(trials, job.budget, validated, job.settings.finalists)
     folder = new_run(job.root, "reselect")

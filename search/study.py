@@ -110,7 +110,7 @@ def _outcome(job: Job, searcher: Algorithm, label: str, file: Path, facts: Mappi
     if settings.cache:
         known = known_trials(job.root, file.parent, space, facts, job.budget.costs, ranks)
     evaluator = SupernetEvaluator(job.run.net, job.images, job.calibration_images, job.budget.costs)
-    keep = max(settings.finalists, getattr(searcher, "parents", 1)) if settings.stop_early else None
+    keep = settings.finalists if settings.stop_early else None
     alone = ranks.world == 1
     trials = run_trials(
         searcher,

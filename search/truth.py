@@ -42,6 +42,8 @@ def read_truth(path: Path, space: Space) -> dict[Arch, list[float]]:
         found.setdefault(arch, []).extend(_numbers(row[column], where))
     if len(found) < LEAST:
         raise UserError(f"{path} holds {len(found)} subnets: a ranking needs at least {LEAST}")
+    if len({sum(values) / len(values) for values in found.values()}) == 1:
+        raise UserError(f"{path}: all accuracies are equal, so there is no ranking to compare with")
     return found
 
 

@@ -34,6 +34,7 @@ class Listed:
     def __init__(self, batch: int, start: int = 0) -> None:
         self.batch, self._rest = batch, ARCHS[start:]
         self.told: list[Trial] = []
+        self.indifferent_below = float("inf")
 
     def ask(self, n: int) -> list[Arch]:
         asked, self._rest = self._rest[:n], self._rest[n:]

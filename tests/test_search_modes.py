@@ -12,6 +12,7 @@ from test_search_runner import SPACE, MemoryStub, config, data, searches, trials
 from search import runner
 from search.latency.model import LatencyModel
 from search.latency.timing import Setting
+from supernet import checkpoint
 from supernet.cost import Additive, Factor, macs_of
 from supernet.errors import UserError
 from supernet.evaluate import evaluate_subnet
@@ -110,14 +111,51 @@ def test_scores_of_earlier_searches_are_used(
     assert results(second)["scores_of_earlier_searches"] == results(second)["evaluations"] == 20
 
 
-def test_stopping_early_finds_the_same_winner(config: dict[str, Any], tmp_path: Path) -> None:  # noqa: F811
-    """Elite and finalists are the same, because a candidate is left only when it cannot be among them."""
+@pytest.mark.parametrize("target", ["evolution.Evolution", "coarse_to_fine.CoarseToFine", "random.Random"])
+def test_stopping_early_changes_nothing_that_matters(
+    config: dict[str, Any],  # noqa: F811
+    target: str,
+    tmp_path: Path,
+) -> None:
+    """The same proposals, finalists and winner: a candidate is left only when it can make no difference."""
+    algorithm = {"_target_": f"search.{target}"}
+    if target.startswith("evolution"):
+        algorithm |= {"population": 6, "parents": 3, "patience": 20}  # it starts again
     for stop_early in (False, True):
-        runner.main({**config, "stop_early": stop_early, "evaluations": 40})
+        runner.main({**config, "algorithm": algorithm, "stop_early": stop_early, "evaluations": 60})
     plain, stopping = map(results, searches(tmp_path))
     assert plain["winner"]["arch"] == stopping["winner"]["arch"]
-    left = [metrics for _, metrics in trials(searches(tmp_path)[1]) if "stopped_after" in metrics]
-    assert left
+    first, second = map(trials, searches(tmp_path))
+    assert [arch for arch, _ in first] == [arch for arch, _ in second]
+    left = [metrics for _, metrics in second if "stopped_after" in metrics]
+    assert left or not target.startswith("random")
+
+
+@pytest.mark.parametrize("target", ["nsga2.Nsga2", "predictor.Predictor", "ageing.Ageing"])
+def test_algorithms_that_learn_from_every_score_do_not_stop_early(config: dict[str, Any], target: str) -> None:  # noqa: F811
+    algorithm = {"_target_": f"search.{target}", **({"objectives": ["top1", "macs"]} if "nsga2" in target else {})}
+    with pytest.raises(UserError, match=r"stop_early=true: .* learns from the scores of bad subnets"):
+        runner.main({**config, "algorithm": algorithm, "stop_early": True})
+
+
+def test_a_model_of_a_device_that_is_not_here(config: dict[str, Any], tmp_path: Path) -> None:  # noqa: F811
+    conditions = {**Setting(threads=1).record(), "device": "cuda", "device_name": "another GPU"}
+    file = latency_file(tmp_path, conditions)
+    runner.main({**only_latency(config, 1e6), "latency": file, "evaluations": 6})
+    assert "measured_latency" not in results(searches(tmp_path)[0])["winner"]
+
+
+def test_choosing_again_needs_the_same_weights(config: dict[str, Any], tmp_path: Path) -> None:  # noqa: F811
+    import torch
+
+    runner.main(config)
+    [folder] = searches(tmp_path)
+    file = folder.parents[1] / "checkpoint.pt"
+    state = checkpoint.load(file)
+    state["model"] = {key: value + torch.ones_like(value) for key, value in state["model"].items()}
+    checkpoint.save(file, state)
+    with pytest.raises(UserError, match="holds scores of other weights"):
+        runner.main({**config, "from": str(folder)})
 
 
 def test_a_front_of_three_objectives(config: dict[str, Any], tmp_path: Path) -> None:  # noqa: F811

@@ -76,10 +76,12 @@ def test_everything_needed_is_in_the_folder(tmp_path: Path) -> None:
     validated = {trial.arch: 60.0 + i for i, trial in enumerate(finalists)}
     assert validated_in(tmp_path, SPACE) == {}
     write_front(tmp_path, TRIALS, finalists[0], validated)
-    assert read_trials(tmp_path / "trials.jsonl", SPACE) == TRIALS
+    assert read_trials(tmp_path / "trials.jsonl", SPACE, {"seed": 1}, WIDE.costs) == TRIALS
+    with pytest.raises(UserError, match="scores of other weights"):
+        read_trials(tmp_path / "trials.jsonl", SPACE, {"weights": "other"}, WIDE.costs)
     assert validated_in(tmp_path, SPACE) == validated
     (tmp_path / "front.json").write_text('{"rows": [{"arch": 3, "top1_val": 1.0}], "chosen": {"top1_val": null}}')
     with pytest.raises(UserError, match="damaged, or of another space"):
         validated_in(tmp_path, SPACE)
     with pytest.raises(UserError, match="name the folder of a search"):
-        read_trials(tmp_path / "nothing.jsonl", SPACE)
+        read_trials(tmp_path / "nothing.jsonl", SPACE, {}, WIDE.costs)

@@ -20,6 +20,7 @@ from search.constraint import encoded
 from search.latency.timing import Ready, Setting, conditions, interleaved, layer_times, summary
 from supernet.cost import macs_of
 from supernet.errors import UserError
+from supernet.runs import plain
 from supernet.space import Arch, Space
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class Measurement:
         """Raises UserError if the file holds other measurements."""
         self.path, self.space, self.setting, self.seed = path, space, setting, seed
         self.rows: list[dict[str, Any]] = []
-        facts = {"space": space.name, "seed": seed, **setting.record()}
+        facts = {"space": space.name, "description": plain(space.config), "seed": seed, **setting.record()}
         lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
         if lines:
             found = json.loads(lines[0])

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shlex
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -115,7 +116,8 @@ def main(config: Mapping[str, Any]) -> float:
         try:
             return _measure(settings, space, setting, folder, log)
         except KeyboardInterrupt:
-            command = ["python", "search.py", "mode=latency", f"space={space.name}", f"resume={folder}"]
+            typed = [word for word in sys.argv[1:] if not word.startswith("resume=")]
+            command = ["python", "search.py", *typed, f"resume={folder}"]
             log.say(f"interrupted; what was measured is saved. To go on: {shlex.join(command)}")
             raise
 
