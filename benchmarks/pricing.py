@@ -8,9 +8,9 @@ thread; set-up and the first draw happen once per space and window, so they are 
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -122,4 +122,6 @@ def main(file: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("json", type=Path, nargs="?", help="also write the figures here")
+    main(parser.parse_args().json)

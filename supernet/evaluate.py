@@ -49,9 +49,9 @@ def evaluate(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> Metr
     correct, loss = torch.zeros((), device=device), torch.zeros((), device=device)
     count = 0
     for images, targets in batches:  # sums stay on the device: one synchronisation at the end
-        logits = at_least_fp32(model(images))
-        correct += (logits.argmax(1) == targets).sum()
-        loss += F.cross_entropy(logits, targets, reduction="sum")
+        right, summed = _score(model, images, targets)
+        correct += right
+        loss += summed
         count += len(targets)
     model.train(was_training)
     return Metrics(100.0 * correct.item() / count, loss.item() / count, count)
@@ -76,9 +76,9 @@ def evaluate_unless_below(
     loss = torch.zeros((), device=next(model.parameters()).device)
     correct = seen = 0
     for images, targets in batches:
-        logits = at_least_fp32(model(images))
-        correct += int((logits.argmax(1) == targets).sum())
-        loss += F.cross_entropy(logits, targets, reduction="sum")
+        right, summed = _score(model, images, targets)
+        correct += int(right)
+        loss += summed
         seen += len(targets)
         high = 100.0 * (correct + total - seen) / total
         if high < stop_below and seen < total:
@@ -86,6 +86,12 @@ def evaluate_unless_below(
             return Stopped(100.0 * correct / total, high, seen)
     model.train(was_training)
     return Metrics(100.0 * correct / total, loss.item() / total, total)
+
+
+def _score(model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """How many images of a batch are right, and their summed cross-entropy; both stay on the device."""
+    logits = at_least_fp32(model(images))
+    return (logits.argmax(1) == targets).sum(), F.cross_entropy(logits, targets, reduction="sum")
 
 
 def calibrated_subnet(net: Supernet, arch: Arch, data: Data | None, calibration_images: int) -> nn.Module:

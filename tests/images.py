@@ -14,9 +14,9 @@ from supernet.data import Batch, DataInfo
 class NoisyImages:
     """Random images in every split, the same at each call; counts how often each split was read."""
 
-    def __init__(self, batch: int = 20) -> None:
-        self.info = DataInfo("noise", 4, tuple("abcd"), 3, 12, (0.5,) * 3, (0.25,) * 3, (8, 12))
-        self.sizes: Mapping[str, int] = {"train": 64, "val": 40, "search": 110, "test": 32}
+    def __init__(self, batch: int = 20, search: int = 110, classes: int = 4) -> None:
+        self.info = DataInfo("noise", classes, tuple("abcd"[:classes]), 3, 12, (0.5,) * 3, (0.25,) * 3, (8, 12))
+        self.sizes: Mapping[str, int] = {"train": 64, "val": 40, "search": search, "test": 32}
         self.batch = batch
         self.read: list[str] = []
 

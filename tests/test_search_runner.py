@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from images import NoisyImages
 from tiny import tiny_space
-from torch import Tensor
 
 from search import job, runner
 from search.algorithm import Trial
 from search.evaluator import SupernetEvaluator
 from supernet import checkpoint
-from supernet.data import Batch, DataInfo
 from supernet.errors import UserError
 from supernet.evaluate import calibrated_subnet, evaluate
 from supernet.export import load_subnet
@@ -30,34 +29,11 @@ from supernet.window import enumerate_archs
 SPACE = tiny_space()
 
 
-class MemoryStub:
-    """Random images, the same for every resolution; counts how often each split is read."""
+class MemoryStub(NoisyImages):
+    """48 images to search on."""
 
     def __init__(self, classes: int = 4) -> None:
-        names = tuple("abcd"[:classes])
-        self.info = DataInfo("stub", classes, names, 3, 12, (0.5,) * 3, (0.25,) * 3, (8, 12))
-        self.sizes: Mapping[str, int] = {"train": 64, "val": 40, "search": 48, "test": 32}
-        self.read: list[str] = []
-
-    def steps_per_epoch(self) -> int:
-        return 1
-
-    def train(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        raise AssertionError("a search does not train")
-
-    def evaluation(self, split: str, resolution: int, limit: int | None = None) -> Sequence[tuple[Tensor, Tensor]]:
-        self.read.append(split)
-        generator = torch.Generator().manual_seed(list(self.sizes).index(split))
-        images = torch.randn(self.sizes[split], 3, resolution, resolution, generator=generator)
-        targets = torch.randint(4, (self.sizes[split],), generator=generator)
-        return list(zip(images.split(20), targets.split(20), strict=True))
-
-    def calibration(self, resolution: int, num_images: int) -> Sequence[Tensor]:
-        generator = torch.Generator().manual_seed(9)
-        return torch.randn(num_images, 3, resolution, resolution, generator=generator).split(16)
-
-    def split_record(self) -> dict[str, Any]:
-        return {}
+        super().__init__(search=48, classes=classes)
 
 
 @pytest.fixture
