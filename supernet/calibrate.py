@@ -11,11 +11,13 @@ from torch import Tensor, nn
 def track_statistics(model: nn.Module) -> list[nn.BatchNorm2d]:
     """Give every batch norm of `model` fresh running statistics, in place; returns those norms."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    like = next((p for p in model.parameters()), None)  # norms need not have any themselves
     for norm in norms:
+        assert like is not None
         norm.track_running_stats = True
-        norm.running_mean = torch.zeros_like(norm.weight, requires_grad=False)
-        norm.running_var = torch.ones_like(norm.weight, requires_grad=False)
-        norm.num_batches_tracked = torch.zeros((), dtype=torch.long, device=norm.weight.device)
+        norm.running_mean = like.new_zeros(norm.num_features)
+        norm.running_var = like.new_ones(norm.num_features)
+        norm.num_batches_tracked = torch.zeros((), dtype=torch.long, device=like.device)
     return norms
 
 

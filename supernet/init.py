@@ -58,7 +58,7 @@ def _zero_last_norms(net: Supernet, rule: ZeroGamma) -> None:
     largest = net.space.plan(net.space.largest())
     for position, unit in enumerate(net.space.units):
         norm: Any = last_norms.get(unit.name)
-        if norm is None:
+        if norm is None or not norm.affine:
             continue
         around = largest[unit.name].shortcut
         always = all(spec.shortcut for _, spec in net.space.specs(position) if spec is not None)

@@ -100,7 +100,7 @@ class Space:
             {"num_heads": "layer_num"} a subnet of 12 layers shows 12 numbers of heads. A single gene is repeated.
 
     Raises:
-        ValueError: if options are empty, not ascending or not distinct, or a parent follows its child.
+        ValueError: if options are empty, not distinct or (numbers) not ascending, or a parent follows its child.
     """
 
     def __init__(
@@ -115,8 +115,11 @@ class Space:
         self.name, self.genes, self.units = name, tuple(genes), tuple(units)
         self.module, self.config, self.lengths = module, dict(config), dict(lengths or {})
         for position, gene in enumerate(self.genes):
-            if not gene.options or list(gene.options) != sorted(set(gene.options)):
-                raise ValueError(f"{gene.name}: options must be distinct and ascending, got {list(gene.options)}")
+            words = all(isinstance(option, str) for option in gene.options)  # in the order that the family gives
+            if not gene.options or len(set(gene.options)) != len(gene.options):
+                raise ValueError(f"{gene.name}: options must be distinct, got {list(gene.options)}")
+            if not words and list(gene.options) != sorted(gene.options):
+                raise ValueError(f"{gene.name}: options must be ascending, got {list(gene.options)}")
             if gene.parent is not None and not 0 <= gene.parent < position:
                 raise ValueError(f"{gene.name}: its parent must come before it")
         self._option_index = [{option: i for i, option in enumerate(g.options)} for g in self.genes]
@@ -320,6 +323,29 @@ class Space:
         config = {"_target_": "supernet.space.restrict", "space": self.config, "arch": arch.to_json()}
         return Space(self.name, genes, self.units, self.module, config, self.lengths)
 
+    def narrow(self, options: Mapping[str, Sequence[Option]]) -> Space:
+        """The space with fewer options: of every gene under a key of `options` only those that are listed there.
+
+        Its archs are archs of this space too, once `self.from_json(arch.to_json())` has made them canonical here.
+
+        Raises:
+            ValueError: if a key is unknown, or a gene would have no option left.
+        """
+        unknown = set(options) - {gene.key for gene in self.genes}
+        if unknown:
+            keys = list(dict.fromkeys(gene.key for gene in self.genes))
+            raise ValueError(f"{sorted(unknown)[0]}: space {self.name!r} has no such choice; its choices are {keys}")
+        genes = []
+        for gene in self.genes:
+            kept = tuple(o for o in gene.options if gene.key not in options or o in options[gene.key])
+            if not kept:
+                allowed = list(options[gene.key])
+                raise ValueError(f"{gene.name}: none of {allowed} is one of its options {list(gene.options)}")
+            genes.append(replace(gene, options=kept))
+        plain = {key: list(values) for key, values in options.items()}
+        config = {"_target_": "supernet.space.narrowed", "space": self.config, "options": plain}
+        return Space(self.name, genes, self.units, self.module, config, self.lengths)
+
     @property
     def description(self) -> dict[str, Any]:
         """The configuration of the family, also where this space is restricted to one subnet."""
@@ -371,7 +397,7 @@ def load_space(config: Any, **kwargs: Any) -> Space:
     Raises:
         UserError: if the description is wrong or names anything but a family of `supernet.models`.
     """
-    space = construct_only(config, "space", ("supernet.models.", "supernet.space.restrict"), **kwargs)
+    space = construct_only(config, "space", ("supernet.models.", "supernet.space.restrict", "supernet.space.narrowed"), **kwargs)
     if not isinstance(space, Space):
         raise UserError(f"space._target_={config['_target_']}: is not a search space")
     return space
@@ -380,3 +406,8 @@ def load_space(config: Any, **kwargs: Any) -> Space:
 def restrict(space: Space, arch: Mapping[str, Any]) -> Space:
     """`Space.only` with the arch in its readable form; how such a space is rebuilt from a checkpoint."""
     return space.only(space.from_json(arch))
+
+
+def narrowed(space: Space, options: Mapping[str, Any]) -> Space:
+    """`Space.narrow`; how such a space is rebuilt from a checkpoint."""
+    return space.narrow(options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,34 @@ from supernet.distill import DistillLoss
 from supernet.net import Supernet
 from supernet.samplers.base import Slot
 
-LabelLoss = Callable[[Tensor, Tensor], Tensor]  # logits [B, K], targets [B] or [B, K] -> scalar
+# logits [B, K], targets [B] or [B, K] -> losses [B]; their mean will do where images have no weights
+LabelLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Pass(NamedTuple):
+    """What one slot computed; everything is detached.
+
+    Attributes:
+        logits: [B, K].
+        teacher: the logits [B, K] that it learned from; None: it learned from the labels.
+        targets: labels [B] or class probabilities [B, K].
+        loss: mean over the batch, weighted by image if images have weights, not by the slot's weight.
+    """
+
+    logits: Tensor
+    teacher: Tensor | None
+    targets: Tensor
+    loss: Tensor
+
+
+class Observer(Protocol):
+    """Looks at the passes of a step. It must not change the network, its sums of gradients or random states."""
+
+    def before(self, slot: Slot) -> None:
+        """Before the forward pass of `slot`."""
+
+    def after(self, slot: Slot, done: Pass) -> None:
+        """After its backward pass."""
 
 
 def accumulate(
@@ -25,16 +53,23 @@ def accumulate(
     dropout: float = 0.0,
     drop_path: float = 0.0,
     autocast: bool = False,
+    weights: Tensor | None = None,
+    teacher: Tensor | None = None,
+    observers: Sequence[Observer] = (),
 ) -> list[Tensor]:
     """Add the gradients of every slot to the parameters' `.grad`; returns the detached losses, one per slot.
 
-    The largest slot is regularised and learns from the labels; its logits, detached, teach the slots after it.
-    Gradients are summed, not averaged (BigNAS, section 3.1). Slots run one after another, each freeing its graph,
-    so the peak memory is that of the largest. images: [B, C, S, S], resized once per resolution.
+    The largest slot is regularised and learns from the labels; its logits, detached, teach the slots after it. Where
+    `teacher` is given (logits [B, K] of another network), it teaches every slot. Gradients are summed, not averaged
+    (BigNAS, section 3.1). Slots run one after another, each freeing its graph, so the peak memory is that of the
+    largest. images: [B, C, S, S], resized once per resolution; weights: factors [B] on the images' losses.
     """
     resized: dict[int, Tensor] = {}
-    losses, teacher = [], None
+    losses: list[Tensor] = []
+    other = teacher is not None
     for slot in slots:
+        for observer in observers:
+            observer.before(slot)
         side = net.space.resolution(slot.arch)
         if side not in resized:
             resized[side] = resize(images, side)
@@ -42,11 +77,15 @@ def accumulate(
         rates = {"dropout": dropout, "drop_path": drop_path} if largest else {}
         with torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
             logits = net(resized[side], slot.arch, **rates)
-        loss = label_loss(logits, targets) if teacher is None else distill(logits, teacher, targets).mean()
+        taught_by = teacher
+        each = label_loss(logits, targets) if taught_by is None else distill(logits, taught_by, targets)
+        loss = (each if weights is None else each * weights).mean()
         (loss * slot.weight).backward()
-        if largest:
-            teacher = logits.detach()
         losses.append(loss.detach())
+        if largest and not other:
+            teacher = logits.detach()
+        for observer in observers:
+            observer.after(slot, Pass(logits.detach(), taught_by, targets, losses[-1]))
     return losses
 
 

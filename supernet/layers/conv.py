@@ -41,7 +41,7 @@ def conv2d(layer: nn.Conv2d, x: Tensor, spec: ConvSpec | None) -> Tensor:
         return layer(x)
     weight = slice_weight(layer, spec.weight_shape)
     bias = None if layer.bias is None else take(layer.bias, (spec.out_channels,))
-    return F.conv2d(x, weight, bias, spec.stride, spec.kernel // 2, groups=spec.groups)
+    return F.conv2d(x, weight, bias, spec.stride, spec.pad, spec.dilation, spec.groups)
 
 
 def batch_norm(layer: nn.BatchNorm2d, x: Tensor, spec: ConvSpec | None) -> Tensor:
@@ -53,7 +53,8 @@ def batch_norm(layer: nn.BatchNorm2d, x: Tensor, spec: ConvSpec | None) -> Tenso
     if spec is None:
         return layer(x)
     channels = (spec.out_channels,)
-    scale, shift = take(layer.weight, channels), take(layer.bias, channels)
+    scale = take(layer.weight, channels) if layer.affine else None
+    shift = take(layer.bias, channels) if layer.affine else None
     if layer.training or layer.running_mean is None or layer.running_var is None:
         return F.batch_norm(x, None, None, scale, shift, training=True, eps=layer.eps)
     mean, var = take(layer.running_mean, channels), take(layer.running_var, channels)
@@ -80,7 +81,9 @@ class ConvNormAct(nn.Module):
         self.conv = _convolution(spec)
         self.norm: nn.BatchNorm2d | None = None
         if spec.norm_eps is not None:
-            self.norm = nn.BatchNorm2d(spec.out_channels, eps=spec.norm_eps, track_running_stats=False)
+            self.norm = nn.BatchNorm2d(
+                spec.out_channels, eps=spec.norm_eps, affine=spec.affine, track_running_stats=False
+            )
         self.act = ACTIVATIONS[spec.act]()
 
     def forward(self, x: Tensor, spec: ConvSpec | None = None) -> Tensor:
@@ -92,8 +95,9 @@ class ConvNormAct(nn.Module):
 
 def _convolution(spec: ConvSpec) -> nn.Conv2d:
     """A plain convolution, or one that smaller kernels are made of."""
-    rest: dict[str, Any] = {"stride": spec.stride, "padding": spec.kernel // 2, "bias": spec.bias}
+    rest: dict[str, Any] = {"stride": spec.stride, "padding": spec.pad, "bias": spec.bias}
     if spec.kernels and spec.kernels[-1] < spec.kernel:
         chain = [kernel for kernel in spec.kernels if kernel <= spec.kernel]
         return KernelTransformConv2d(spec.out_channels, chain, **rest)
-    return nn.Conv2d(spec.in_channels, spec.out_channels, spec.kernel, groups=spec.groups, **rest)
+    rest |= {"groups": spec.groups, "dilation": spec.dilation}
+    return nn.Conv2d(spec.in_channels, spec.out_channels, spec.kernel, **rest)

@@ -10,9 +10,10 @@ from functools import cached_property
 class ConvSpec:
     """A square 2-d convolution, with its batch norm (if any) and activation.
 
-    `size` is the side of the output in pixels; padding is always kernel // 2. `kernels` is for kernels that are made
-    of a larger one by learned maps: all sizes on the way, from the largest to this one. `size_in` is the side of the
-    input, to be given where a stride makes it another than `size`; `pooled` the side after a max pooling that follows.
+    `size` is the side of the output in pixels. `padding` is (kernel - 1) * dilation // 2 unless given. `kernels` is for
+    kernels that are made of a larger one by learned maps: all sizes on the way, from the largest to this one. `size_in`
+    is the side of the input, to be given where a stride or padding makes it another than `size`; `pooled` the side
+    after a max pooling that follows. `affine`: the norm has a scale and a shift.
     """
 
     in_channels: int
@@ -27,6 +28,14 @@ class ConvSpec:
     kernels: tuple[int, ...] = ()
     size_in: int | None = None
     pooled: int | None = None
+    dilation: int = 1
+    padding: int | None = None
+    affine: bool = True
+
+    @property
+    def pad(self) -> int:
+        """Zeros on every side of the input."""
+        return (self.kernel - 1) * self.dilation // 2 if self.padding is None else self.padding
 
     @property
     def groups(self) -> int:
@@ -45,7 +54,8 @@ class ConvSpec:
     @cached_property
     def params(self) -> int:
         out, inner, kh, kw = self.weight_shape
-        return out * inner * kh * kw + out * self.bias + 2 * out * (self.norm_eps is not None)
+        scales = self.norm_eps is not None and self.affine
+        return out * inner * kh * kw + out * self.bias + 2 * out * scales
 
     @cached_property
     def bytes(self) -> int:

@@ -1,0 +1,90 @@
+"""What looks at the passes of a training step: the gradients of single passes, and how much images matter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from supernet.distill import at_least_fp32
+from supernet.samplers.base import Slot
+from supernet.step import Pass
+
+OnGradients = Callable[[Slot, Mapping[str, Tensor]], None]
+
+
+class SlotGradients:
+    """Hands on the gradients that each slot alone gives, before they join the sum.
+
+    While such a slot runs, its gradients go to buffers of their own, which are added to the sum afterwards: the very
+    sum that would have been, bit for bit. Every parameter must have a gradient (see `supernet.optim.zero_gradients`).
+
+    Args:
+        net: `Supernet.net`; gradients carry its parameter names.
+        on_gradients: called after each slot that `chosen` accepts, with what the slot gave, its weight included.
+        chosen: which slots.
+    """
+
+    def __init__(self, net: nn.Module, on_gradients: OnGradients, chosen: Callable[[Slot], bool]) -> None:
+        self._parameters = dict(net.named_parameters())
+        self._on_gradients, self._chosen = on_gradients, chosen
+        self._own: dict[str, Tensor] = {}
+        self._sums: list[Tensor] = []
+
+    def before(self, slot: Slot) -> None:
+        if not self._chosen(slot):
+            return
+        parameters = self._parameters.values()
+        self._sums = [p.grad for p in parameters if p.grad is not None]
+        assert len(self._sums) == len(self._parameters)
+        if not self._own:
+            self._own = {name: torch.zeros_like(p) for name, p in self._parameters.items()}
+        torch._foreach_zero_(list(self._own.values()))
+        for parameter, buffer in zip(parameters, self._own.values(), strict=True):
+            parameter.grad = buffer
+
+    def after(self, slot: Slot, done: Pass) -> None:
+        if not self._chosen(slot):
+            return
+        self._on_gradients(slot, self._own)
+        torch._foreach_add_(self._sums, list(self._own.values()))
+        for parameter, total in zip(self._parameters.values(), self._sums, strict=True):
+            parameter.grad = total
+
+
+class ImageScores:
+    """How much each image of the batch matters: the norm of the loss's gradient with respect to its logits.
+
+    ||softmax(z) - target||_2, where the target is the label, or the teacher's softmax for a taught slot; mean over
+    the slots (PA&DA, CVPR 2023, section 3.3). Between 0 and sqrt(2).
+    """
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+        self._count = 0
+
+    def before(self, slot: Slot) -> None:
+        pass
+
+    def after(self, slot: Slot, done: Pass) -> None:
+        probabilities = F.softmax(at_least_fp32(done.logits), dim=1)
+        score = (probabilities - target_probabilities(done)).norm(dim=1)
+        self._sum = score if self._sum is None else self._sum + score
+        self._count += 1
+
+    @property
+    def scores(self) -> Tensor:
+        """[B], after the last slot."""
+        assert self._sum is not None
+        return self._sum / self._count
+
+
+def target_probabilities(done: Pass) -> Tensor:
+    """What a pass should have predicted [B, K]."""
+    if done.teacher is not None:
+        return F.softmax(at_least_fp32(done.teacher), dim=1)
+    if done.targets.ndim > 1:
+        return done.targets
+    return F.one_hot(done.targets, done.logits.shape[1])
