@@ -40,7 +40,8 @@ def resumed_config(config: Mapping[str, Any], overrides: Sequence[str]) -> tuple
     if not (folder / CHECKPOINT).is_file():
         raise UserError(f"resume={folder}: the run was stopped before its first checkpoint; start it again")
     stored = read_json(folder / "config.json")
-    resumed = {**stored, **{key: config[key] for key in ALLOWED if key in config}}
+    # What a run of an older version does not say is as it is by default: nothing else can be typed with `resume`.
+    resumed = {**config, **stored, **{key: config[key] for key in ALLOWED if key in config}}
     if any(_key(word) == "data.root" for word in overrides):
         resumed["data"] = {**stored["data"], "root": config["data"]["root"]}
     return resumed, folder

@@ -64,6 +64,25 @@ class ExponentialTail:
         return warmup(step, self.warmup_epochs * steps_per_epoch, self.warmup_start) * decayed
 
 
+@dataclass(frozen=True)
+class Polynomial:
+    """(1 - t / T) ** `power` from 1 to `final`: power 1 is the linear decay of SPOS (Guo et al., ECCV 2020)."""
+
+    power: float = 1.0
+    warmup_epochs: float = 0.0
+    warmup_start: float = 0.001
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self.warmup_epochs, self.warmup_start, self.final)
+        if self.power <= 0:
+            raise ValueError(f"power={self.power}: must be positive")
+
+    def __call__(self, step: int, steps_per_epoch: int, total_steps: int) -> float:
+        decayed = self.final + (1.0 - self.final) * (1.0 - step / total_steps) ** self.power
+        return warmup(step, self.warmup_epochs * steps_per_epoch, self.warmup_start) * decayed
+
+
 def _check(warmup_epochs: float, warmup_start: float, floor: float) -> None:
     if warmup_epochs < 0 or not 0 <= warmup_start <= 1 or not 0 <= floor <= 1:
         raise ValueError(

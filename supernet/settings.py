@@ -65,6 +65,7 @@ TOP_LEVEL = {
     "arch": str | dict | None,
     "init": Literal["supernet", "scratch"],
     "sort_channels": int | None,
+    "teacher": str | None,
 }
 
 
@@ -81,3 +82,7 @@ def check_top_level(config: Mapping[str, Any]) -> None:
     if config["sort_channels"] is not None and not (config["sort_channels"] >= 0 and config["init_from"]):
         raise UserError(f"sort_channels={config['sort_channels']}: give 0, 1, ... and weights to sort, with init_from=")
     coerce(config["optim"].get("lr"), float, "optim.lr")
+    mixing = [key for key in ("mixup", "cutmix") if config["train"].get(key)]
+    if config["data_sampler"].get("mode") == "unbiased" and mixing:
+        key = f"train.{mixing[0]}={config['train'][mixing[0]]}"
+        raise UserError(f"{key}: a mixed image has no weight of its own; set it to 0, or data_sampler.mode=curriculum")

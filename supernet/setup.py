@@ -35,6 +35,7 @@ def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     if config["arch"] is None:
         return config
     config = {**config, "sampler": {"_target_": "supernet.samplers.largest.Largest"}}
+    config["phases"] = {"_target_": "supernet.phases.base.Single"}
     if config["init"] == "supernet" and config["init_from"] is None:
         config["init_from"] = str(newest_finished(Path(config["runs_dir"]) / "train"))
     return config

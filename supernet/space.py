@@ -397,7 +397,8 @@ def load_space(config: Any, **kwargs: Any) -> Space:
     Raises:
         UserError: if the description is wrong or names anything but a family of `supernet.models`.
     """
-    space = construct_only(config, "space", ("supernet.models.", "supernet.space.restrict", "supernet.space.narrowed"), **kwargs)
+    allowed = ("supernet.models.", "supernet.space.restrict", "supernet.space.narrowed")
+    space = construct_only(config, "space", allowed, **kwargs)
     if not isinstance(space, Space):
         raise UserError(f"space._target_={config['_target_']}: is not a search space")
     return space

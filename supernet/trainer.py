@@ -15,26 +15,32 @@ from torch import Tensor
 from supernet import checkpoint
 from supernet.build import make_data, open_run, pick_device
 from supernet.construct import construct
+from supernet.course import Course
 from supernet.data import Batch, Data, Mix
-from supernet.data.base import check_split
+from supernet.data.base import check_split, resize
 from supernet.describe import describe, dry_run, rehearsal
 from supernet.distill import at_least_fp32
 from supernet.ema import averaged
 from supernet.errors import UserError
 from supernet.export import export_alone
+from supernet.horizon import Horizon
 from supernet.interrupt import StopRequest
 from supernet.log import RunLog
 from supernet.memory import keep_freed_memory, peak_memory_mb
 from supernet.meter import LossMeter, not_finite
 from supernet.monitor import scores, watched
 from supernet.net import Supernet
+from supernet.observers import ImageScores
 from supernet.optim import parameter_groups, zero_gradients
+from supernet.phases.base import Phase
 from supernet.plots import curves
 from supernet.resume import check_same_splits, resumed_config
 from supernet.runs import CHECKPOINT, RESULTS, environment, lock, plain, write_json
 from supernet.settings import TrainSettings, check_top_level
 from supernet.setup import make_net, new_folder, with_defaults
+from supernet.space import Arch
 from supernet.step import accumulate, update
+from supernet.teacher import largest_of, load_teacher
 
 BEST = "best.pt"
 
@@ -109,9 +115,7 @@ class Trainer:
         if self.settings.channels_last:
             net.to(memory_format=torch.channels_last)
         self.seed: int = config["seed"]
-        self.sampler = construct(config["sampler"], "sampler", space=net.space, seed=self.seed)
         self.distill = construct(config["distill"], "distill")
-        self.schedule = construct(config["schedule"], "schedule")
         optim = dict(config["optim"])
         groups = parameter_groups(net, optim.get("weight_decay", 0.0))
         self.optimizer: torch.optim.Optimizer = construct(optim, "optim", params=groups)
@@ -129,6 +133,11 @@ class Trainer:
         self.seconds, self._started = 0.0, time.perf_counter()  # spent before and since the last restart
         self.steps_per_epoch = data.steps_per_epoch()
         self.total_steps = self.settings.epochs * self.steps_per_epoch
+        horizon = Horizon(self.steps_per_epoch, self.total_steps)
+        self.course = Course(config, net, data.sizes["train"], horizon)
+        self.device = next(net.parameters()).device
+        self.teacher = load_teacher(config["teacher"], data.info, self.device) if config["teacher"] else None
+        self.weights: Tensor | None = None  # of the training images in this epoch
 
     @property
     def scored_net(self) -> Supernet:
@@ -184,6 +193,11 @@ class Trainer:
                 self.ema.module.load_state_dict(state["ema"])
                 self.ema.n_averaged.fill_(state["step"])
             self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
+            if self.step:
+                self.course.load_state_dict(self.step, state["course"])
+            if state["teacher"] is not None:
+                self.teacher = largest_of(self.net)
+                self.teacher.network.load_state_dict(state["teacher"])
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[-1].strip()
             raise UserError(f"{self.folder / CHECKPOINT} does not fit this run's configuration: {reason}") from None
@@ -195,7 +209,9 @@ class Trainer:
     def _batches(self) -> Iterator[Batch]:
         while self.step < self.total_steps:
             epoch, first = divmod(self.step, self.steps_per_epoch)
-            yield from self.data.train(epoch, first)
+            visits = self.course.visits(epoch)
+            self.weights = None if visits.weights is None else visits.weights.to(self.device)
+            yield from self.data.train(epoch, first, visits.order)
 
     def _due(self, epochs: int, steps: int) -> bool:
         """At the end of every `epochs`-th epoch, every `steps` steps (0: never), and after the last step."""
@@ -206,11 +222,15 @@ class Trainer:
     def train_step(self, batch: Batch) -> dict[str, float]:
         """One optimizer step; returns what the progress bar shows, which costs no synchronisation."""
         settings, step = self.settings, self.step
+        phase = self.course.phases.phase(step)
+        if step == phase.start and step > 0:
+            self._enter(phase)
         torch.manual_seed(_fold(self.seed, step))  # dropout, drop-path, mixing
         images, targets = self.mix(batch.images, batch.targets)
         if settings.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        slots = self.sampler.slots(step)
+        slots = self.course.slots(step, lambda arch: self._loss_of(arch, images, targets))
+        scores = ImageScores()
         losses = accumulate(
             self.net,
             images,
@@ -221,7 +241,11 @@ class Trainer:
             settings.dropout,
             settings.drop_path,
             settings.amp,
+            None if self.weights is None else self.weights[batch.index],
+            None if self.teacher is None else self.teacher(images, settings.amp),
+            self.course.observers(step, scores),
         )
+        self.course.learn_images(batch.index, scores)
         update(self.optimizer, self._lr(step), settings.clip_value, settings.clip_norm)
         if self.ema is not None:
             self.ema.update_parameters(self.net)
@@ -230,10 +254,31 @@ class Trainer:
         return self._log_losses() if self.step % settings.log_every == 0 else {}
 
     def _label_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(at_least_fp32(logits), targets, label_smoothing=self.settings.label_smoothing)
+        smoothing = self.settings.label_smoothing
+        return F.cross_entropy(at_least_fp32(logits), targets, label_smoothing=smoothing, reduction="none")
+
+    @torch.no_grad()
+    def _loss_of(self, arch: Arch, images: Tensor, targets: Tensor) -> Tensor:
+        """The label loss of a subnet on a batch, for samplers that compare candidates; leaves no trace."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.settings.amp):
+            logits = self.net(resize(images, self.net.space.resolution(arch)), arch)
+        return self._label_loss(logits, targets).mean()
+
+    def _enter(self, phase: Phase) -> None:
+        """What a phase asks for at its start."""
+        self.log.say(f"step {self.step}: phase {phase.name}")
+        if phase.keep_teacher:
+            self.teacher = largest_of(self.net)
+        if phase.sort_channels is not None:
+            from supernet.sorting import sort_training_state
+
+            averaged_net = None if self.ema is None else self.scored_net
+            sort_training_state(self.net, self.optimizer, averaged_net, phase.sort_channels)
+        if phase.fresh_optimizer:
+            self.optimizer.state.clear()
 
     def _lr(self, step: int) -> float:
-        return self.base_lr * self.schedule(step, self.steps_per_epoch, self.total_steps)
+        return self.base_lr * self.course.lr(step)
 
     def _log_losses(self) -> dict[str, float]:
         means = self.meter.read(self.step)
@@ -269,10 +314,16 @@ class Trainer:
             "model": self.net.state_dict(),
             "ema": None if self.ema is None else self.ema.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "course": self.course.state_dict(),
+            "teacher": self._own_teacher(),
             "step": self.step,
             "best": self.best,
             "seconds": self.seconds + time.perf_counter() - self._started,
         }
+
+    def _own_teacher(self) -> dict[str, Tensor] | None:
+        """The weights of a teacher that this run made itself: they are nowhere else."""
+        return None if self.teacher is None or self.config["teacher"] else self.teacher.network.state_dict()
 
     def _finish(self) -> dict[str, Any]:
         splits = self.splits

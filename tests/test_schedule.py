@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supernet.schedule import Cosine, ExponentialTail, Schedule, warmup
+from supernet.schedule import Cosine, ExponentialTail, Polynomial, Schedule, warmup
 
 
 def curve(schedule: Schedule, steps_per_epoch: int, epochs: int) -> list[float]:
@@ -49,6 +49,7 @@ def test_never_rises_after_the_warmup_and_stays_in_range(data: Any) -> None:
     schedules: list[Schedule] = [
         Cosine(warm, start, low),
         ExponentialTail(decay, every, low, warm, start),
+        Polynomial(every, warm, start, low),
     ]
     for schedule in schedules:
         values = curve(schedule, steps, 12)
@@ -59,13 +60,13 @@ def test_never_rises_after_the_warmup_and_stays_in_range(data: Any) -> None:
 
 
 def test_resuming_needs_no_state() -> None:
-    for schedule in (Cosine(2), ExponentialTail(warmup_epochs=2)):
+    for schedule in (Cosine(2), ExponentialTail(warmup_epochs=2), Polynomial(2, 2)):
         values = curve(schedule, 7, 9)
         assert [schedule(step, 7, 63) for step in range(63, -1, -1)] == values[::-1]
 
 
 def test_warmup_starts_low_and_ends_continuously() -> None:
-    for schedule in (Cosine(5, 0.001), ExponentialTail(warmup_epochs=5)):
+    for schedule in (Cosine(5, 0.001), ExponentialTail(warmup_epochs=5), Polynomial(1, 5)):
         values = curve(schedule, 100, 100)
         assert values[0] == pytest.approx(0.001)
         assert max(abs(a - b) for a, b in pairwise(values)) < 0.01
@@ -87,3 +88,10 @@ def test_bad_settings_are_refused(bad: dict[str, float]) -> None:
     kind: Any = Cosine if name in ("warmup_epochs", "warmup_start", "final") else ExponentialTail
     with pytest.raises(ValueError, match=str(value)):
         kind(**bad)
+
+
+def test_polynomial_of_power_one_is_a_straight_line() -> None:
+    assert curve(Polynomial(final=0.2), 5, 2) == pytest.approx([1 - 0.08 * step for step in range(10)])
+    assert Polynomial(power=2.0)(5, 1, 10) == pytest.approx(0.25)
+    with pytest.raises(ValueError, match="power=0"):
+        Polynomial(power=0)

@@ -14,11 +14,14 @@ from torch import Tensor
 
 import supernet.step
 from supernet.distill import HardLabels, SoftCrossEntropy
+from supernet.horizon import Horizon
 from supernet.init import initialise
 from supernet.net import Supernet
-from supernet.samplers.base import Slot
+from supernet.paths.uniform import Uniform as UniformPaths
+from supernet.samplers.base import Draw, Slot
 from supernet.samplers.sandwich import Sandwich
 from supernet.samplers.uniform import Uniform
+from supernet.space import Arch
 from supernet.step import accumulate, update
 
 SPACE = tiny_space()
@@ -27,6 +30,15 @@ LARGEST = Slot(SPACE.largest(), "largest")
 SMALLEST = Slot(SPACE.smallest(), "smallest")
 FIRST, SECOND = (Slot(arch, "random") for arch in RANDOM)
 SLOTS = [LARGEST, FIRST, SECOND, SMALLEST]
+
+
+def draw(step: int) -> Draw:
+    paths = UniformPaths(SPACE, seed=0, horizon=Horizon(1, 1))
+    return lambda count: paths.draw(step, count, no_loss)
+
+
+def no_loss(arch: Arch) -> Tensor:
+    raise AssertionError("uniform draws need no losses")
 
 
 def fresh_net() -> Supernet:
@@ -176,7 +188,7 @@ def test_without_a_largest_slot_everyone_learns_from_the_labels() -> None:
         raise AssertionError("there is no teacher")
 
     net = fresh_net()
-    slots = Uniform(SPACE, seed=0, num_random=2).slots(0)
+    slots = Uniform(SPACE, num_random=2).slots(0, draw(0))
     images, targets = batch()
     losses = accumulate(net, images, targets, slots, label_loss, never)
     for slot, loss in zip(slots, losses, strict=True):
@@ -189,10 +201,10 @@ def test_uniform_sampling_trains_the_network() -> None:
     net = fresh_net().float()
     images, targets = batch(16)[0].float(), batch(16)[1]
     optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
-    sampler = Uniform(SPACE, seed=0)
+    sampler = Uniform(SPACE)
     losses = []
     for step in range(40):
-        losses += accumulate(net, images, targets, sampler.slots(step), label_loss, HardLabels())
+        losses += accumulate(net, images, targets, sampler.slots(step, draw(step)), label_loss, HardLabels())
         update(optimizer, 0.05)
     assert torch.stack(losses[-5:]).mean() < 0.7 * torch.stack(losses[:5]).mean()
 
@@ -236,7 +248,7 @@ def test_images_are_resized_once_per_resolution(monkeypatch: pytest.MonkeyPatch)
         return original(images, side)
 
     monkeypatch.setattr(supernet.step, "resize", counted)
-    slots = Sandwich(SPACE, seed=0, num_random=6).slots(0)
+    slots = Sandwich(SPACE, num_random=6).slots(0, draw(0))
     accumulate(fresh_net(), *batch(), slots, label_loss, divergence)
     assert sorted(sides) == [8, 12]
 
@@ -281,3 +293,42 @@ def test_autocast_keeps_weights_and_gradients_in_single_precision() -> None:
     losses = accumulate(net, images, targets, SLOTS, label_loss, SoftCrossEntropy(), autocast=True)
     assert all(torch.isfinite(loss) for loss in losses)
     assert {p.grad.dtype for p in net.parameters() if p.grad is not None} == {torch.float32}
+
+
+def each_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits, targets, label_smoothing=0.1, reduction="none")
+
+
+def test_weights_of_images_multiply_their_losses_in_every_slot() -> None:
+    """An image of weight 2 counts as if it were there twice, one of weight 0 as if its loss were 0."""
+    images, targets = batch(4)
+    net = fresh_net()
+    accumulate(net, images, targets, SLOTS, each_loss, divergence, weights=torch.tensor([2.0, 0, 1, 1]))
+    weighted = [p.grad.clone() if p.grad is not None else None for p in net.parameters()]
+    net.zero_grad()
+    teacher = net(images, LARGEST.arch).detach()
+    for slot in SLOTS:
+        x = supernet.step.resize(images, SPACE.resolution(slot.arch))
+        logits = net(x, slot.arch)
+        loss = each_loss(logits, targets) if slot is LARGEST else divergence(logits, teacher, targets)
+        ((2 * loss[0] + loss[2] + loss[3]) / 4).backward()
+    for mine, parameter in zip(weighted, net.parameters(), strict=True):
+        if parameter.grad is None:
+            assert mine is None
+        else:
+            assert mine is not None
+            assert torch.allclose(mine, parameter.grad, rtol=1e-10, atol=1e-12)
+
+
+def test_another_networks_teacher_teaches_every_slot_also_the_largest() -> None:
+    images, targets = batch()
+    given = torch.randn(len(images), 4, dtype=torch.double, generator=torch.Generator().manual_seed(5))
+    net = fresh_net()
+
+    def never(logits: Tensor, targets: Tensor) -> Tensor:
+        raise AssertionError("no slot learns from the labels alone")
+
+    losses = accumulate(net, images, targets, SLOTS, never, divergence, teacher=given)
+    for slot, loss in zip(SLOTS, losses, strict=True):
+        logits = net(supernet.step.resize(images, SPACE.resolution(slot.arch)), slot.arch)
+        assert loss.item() == pytest.approx(divergence(logits, given, targets).mean().item(), rel=1e-12)

@@ -22,6 +22,8 @@ class Phase:
         num_random: random subnets a step, where it differs from the sampler's own.
         sort_channels: at its start, sort the supernet's channels (see `supernet.sorting`), momentum included.
         fresh_optimizer: at its start, forget momentum.
+        keep_teacher: at its start, keep the largest subnet as it is then; from there on it teaches every slot.
+        largest_only: nothing but the largest subnet is trained: no random subnets are drawn.
     """
 
     name: str
@@ -30,6 +32,8 @@ class Phase:
     num_random: int | None = None
     sort_channels: int | None = None
     fresh_optimizer: bool = False
+    keep_teacher: bool = False
+    largest_only: bool = False
 
 
 class Phases(Protocol):
