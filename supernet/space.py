@@ -326,6 +326,7 @@ class Space:
     def narrow(self, options: Mapping[str, Sequence[Option]]) -> Space:
         """The space with fewer options: of every gene under a key of `options` only those that are listed there.
 
+        A gene with a single option has nothing to lose and keeps it.
         Its archs are archs of this space too, once `self.from_json(arch.to_json())` has made them canonical here.
 
         Raises:
@@ -337,7 +338,8 @@ class Space:
             raise ValueError(f"{sorted(unknown)[0]}: space {self.name!r} has no such choice; its choices are {keys}")
         genes = []
         for gene in self.genes:
-            kept = tuple(o for o in gene.options if gene.key not in options or o in options[gene.key])
+            open_ = gene.key not in options or len(gene.options) == 1
+            kept = gene.options if open_ else tuple(o for o in gene.options if o in options[gene.key])
             if not kept:
                 allowed = list(options[gene.key])
                 raise ValueError(f"{gene.name}: none of {allowed} is one of its options {list(gene.options)}")

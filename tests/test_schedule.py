@@ -91,7 +91,7 @@ def test_bad_settings_are_refused(bad: dict[str, float]) -> None:
 
 
 def test_polynomial_of_power_one_is_a_straight_line() -> None:
-    assert curve(Polynomial(final=0.2), 5, 2) == pytest.approx([1 - 0.08 * step for step in range(10)])
+    assert curve(Polynomial(final=0.2), 5, 2) == pytest.approx([1 - 0.08 * step for step in range(11)])
     assert Polynomial(power=2.0)(5, 1, 10) == pytest.approx(0.25)
     with pytest.raises(ValueError, match="power=0"):
         Polynomial(power=0)
