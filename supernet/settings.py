@@ -35,6 +35,8 @@ class TrainSettings:
     calibration_images: int = 512
     save_every: int = 0
     log_every: int = 50
+    health_every: int = 100
+    collapse: Literal["stop", "warn", "off"] = "stop"
     test: bool = True
 
     def __post_init__(self) -> None:
@@ -47,7 +49,7 @@ class TrainSettings:
         for key in ("clip_value", "clip_norm", "eval_images"):
             if getattr(self, key) is not None and not getattr(self, key) > 0:
                 raise UserError(f"train.{key}={getattr(self, key)}: must be positive, or null")
-        for key in ("mixup", "cutmix", "save_every", "eval_random", "eval_steps"):
+        for key in ("mixup", "cutmix", "save_every", "eval_random", "eval_steps", "health_every"):
             if not getattr(self, key) >= 0:
                 raise UserError(f"train.{key}={getattr(self, key)}: must not be negative")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:

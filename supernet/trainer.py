@@ -14,6 +14,7 @@ from torch import Tensor
 
 from supernet import checkpoint
 from supernet.build import make_data, open_run, pick_device
+from supernet.collapse import CollapseGuard
 from supernet.construct import construct
 from supernet.course import Course
 from supernet.data import Batch, Data, Mix
@@ -23,9 +24,11 @@ from supernet.distill import at_least_fp32
 from supernet.ema import averaged
 from supernet.errors import UserError
 from supernet.export import export_alone
+from supernet.health import HealthMeter
+from supernet.health_plot import health
 from supernet.horizon import Horizon
 from supernet.interrupt import StopRequest
-from supernet.log import RunLog
+from supernet.log import METRICS, RunLog
 from supernet.memory import keep_freed_memory, peak_memory_mb
 from supernet.meter import LossMeter, not_finite
 from supernet.monitor import scores, watched
@@ -39,7 +42,7 @@ from supernet.runs import CHECKPOINT, RESULTS, environment, lock, plain, write_j
 from supernet.settings import TrainSettings, check_top_level
 from supernet.setup import make_net, new_folder, with_defaults
 from supernet.space import Arch
-from supernet.step import accumulate, update
+from supernet.step import Observer, accumulate, update
 from supernet.teacher import largest_of, load_teacher
 
 BEST = "best.pt"
@@ -128,7 +131,8 @@ class Trainer:
             check_split(split, data.sizes)  # not after hours of training
         self.archs = watched(net.space, self.settings.eval_random)
         self.split_record = plain(data.split_record())
-        self.meter = LossMeter()
+        self.meter, self.health = LossMeter(), HealthMeter()
+        self.guard = CollapseGuard(data.info.num_classes)
         self.step, self.best = 0, -1.0
         self.seconds, self._started = 0.0, time.perf_counter()  # spent before and since the last restart
         self.steps_per_epoch = data.steps_per_epoch()
@@ -158,6 +162,8 @@ class Trainer:
                 progress.advance(1, **values)
                 if self._due(self.settings.eval_every, self.settings.eval_steps):
                     self._evaluate()
+                if self._due(1, 0):
+                    self._report()
                 if self._due(1, self.settings.save_every) or stop.requested:
                     self.save()
                 if stop.requested:
@@ -193,6 +199,7 @@ class Trainer:
                 self.ema.module.load_state_dict(state["ema"])
                 self.ema.n_averaged.fill_(state["step"])
             self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
+            self.guard.load_state_dict(state["guard"])
             if self.step:
                 self.course.load_state_dict(self.step, state["course"])
             if state["teacher"] is not None:
@@ -243,9 +250,10 @@ class Trainer:
             settings.amp,
             None if self.weights is None else self.weights[batch.index],
             None if self.teacher is None else self.teacher(images, settings.amp),
-            self.course.observers(step, scores),
+            self._observers(scores),
         )
         self.course.learn_images(batch.index, scores)
+        self.health.end_step()
         update(self.optimizer, self._lr(step), settings.clip_value, settings.clip_norm)
         if self.ema is not None:
             self.ema.update_parameters(self.net)
@@ -256,6 +264,12 @@ class Trainer:
     def _label_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         smoothing = self.settings.label_smoothing
         return F.cross_entropy(at_least_fp32(logits), targets, label_smoothing=smoothing, reduction="none")
+
+    def _observers(self, scores: ImageScores) -> list[Observer]:
+        every = self.settings.health_every
+        if not every or self.step % every:
+            return self.course.observers(self.step, scores)
+        return [*self.course.observers(self.step, scores, [self.health.on_gradients]), self.health]
 
     @torch.no_grad()
     def _loss_of(self, arch: Arch, images: Tensor, targets: Tensor) -> Tensor:
@@ -285,7 +299,16 @@ class Trainer:
         if means:
             lr = self._lr(self.step - 1)
             self.log.record("train", self.step, {"epoch": self.step / self.steps_per_epoch, "lr": lr, **means})
+        seen = self.health.read()
+        if seen:
+            self.log.record("health", self.step, {"epoch": self.step / self.steps_per_epoch, **seen})
         return means
+
+    def _report(self) -> None:
+        """What samplers have learned, once an epoch."""
+        values = self.course.report()
+        if values:
+            self.log.record("health", self.step, {"epoch": self.step / self.steps_per_epoch, **values})
 
     def _evaluate(self) -> None:
         self._refuse_divergence()
@@ -302,9 +325,17 @@ class Trainer:
         self.log.say(f"epoch {epoch:.4g}/{settings.epochs}  val top-1 %:  {shown}")
         self.net.train()
         mean = sum(top1.values()) / len(top1)
+        self._watch_for_collapse(mean)
         if mean > self.best:
             self.best = mean
             checkpoint.save(self.folder / BEST, self._state())
+
+    def _watch_for_collapse(self, mean: float) -> None:
+        if self.guard.collapsed(mean) and self.settings.collapse != "off":
+            message = self.guard.message(mean, self.step, str(self.folder / BEST))
+            if self.settings.collapse == "stop":
+                raise UserError(message)
+            self.log.warn(message)
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -318,6 +349,7 @@ class Trainer:
             "teacher": self._own_teacher(),
             "step": self.step,
             "best": self.best,
+            "guard": self.guard.state_dict(),
             "seconds": self.seconds + time.perf_counter() - self._started,
         }
 
@@ -347,7 +379,8 @@ class Trainer:
             "peak_memory_mb": peak_memory_mb(next(self.net.parameters()).device),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
-        curves(self.folder / "metrics.jsonl", self.folder / "curves.png")
+        curves(self.folder / METRICS, self.folder / "curves.png")
+        health(self.folder / METRICS, self.folder / "health.png")
         return results
 
 

@@ -1,0 +1,65 @@
+"""How the passes of a step get along: gradient norms, agreement with the teacher, interference. Looked at now and then."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from supernet.distill import at_least_fp32
+from supernet.samplers.base import Slot
+from supernet.step import Pass
+
+
+class HealthMeter:
+    """Means per role over the steps that it watched; read once per logging interval, without waiting before that.
+
+    - `grad_norm/<role>`: L2 norm of the gradient that one slot alone gives, its weight taken out, before clipping;
+    - `cosine/<role>`: of the angle between that gradient and the largest subnet's. Below 0 the two pull shared
+      weights in opposite directions;
+    - `gap/<role>`: KL(teacher || student) in nats, mean over the images;
+    - `agreement/<role>`: share of images where student and teacher choose the same class.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[Tensor]] = {}
+        self._largest: tuple[list[Tensor], Tensor] | None = None  # gradients of this step's largest slot, their norm
+
+    def before(self, slot: Slot) -> None:
+        """Nothing to do; see `supernet.step.Observer`."""
+
+    def after(self, slot: Slot, done: Pass) -> None:
+        """Compare a taught slot with its teacher."""
+        if done.teacher is None:
+            return
+        log_p, log_q = (F.log_softmax(at_least_fp32(z), dim=1) for z in (done.teacher, done.logits))
+        self._add(f"gap/{slot.role}", (log_p.exp() * (log_p - log_q)).sum(1).mean())
+        self._add(f"agreement/{slot.role}", (log_p.argmax(1) == log_q.argmax(1)).float().mean())
+
+    def on_gradients(self, slot: Slot, gradients: Mapping[str, Tensor]) -> None:
+        """Called with what each slot alone gives, before its gradients join the sum."""
+        own = list(gradients.values())
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(own)))
+        self._add(f"grad_norm/{slot.role}", norm)
+        if slot.role == "largest":
+            self._largest = ([gradient.clone() for gradient in own], norm)
+        elif self._largest is not None:
+            largest, its_norm = self._largest
+            products = torch._foreach_mul(largest, own)
+            dot = torch.stack([product.sum() for product in products]).sum()
+            self._add(f"cosine/{slot.role}", dot / (norm * its_norm).clamp(min=torch.finfo(dot.dtype).tiny))
+
+    def end_step(self) -> None:
+        """After the last slot of a watched step: the next one's largest slot is another."""
+        self._largest = None
+
+    def read(self) -> dict[str, float]:
+        """The means since the last reading, by name; starts anew. Waits for the device."""
+        means = {name: float(torch.stack(values).mean()) for name, values in self._values.items()}
+        self._values.clear()
+        return means
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self._values.setdefault(name, []).append(value)
