@@ -60,7 +60,7 @@ def _zero_last_norms(net: Supernet, rule: ZeroGamma) -> None:
         norm: Any = last_norms.get(unit.name)
         if norm is None or not norm.affine:
             continue
-        around = largest[unit.name].shortcut
+        around = (largest.get(unit.name) or net.space.widest[unit.name]).shortcut
         always = all(spec.shortcut for _, spec in net.space.specs(position) if spec is not None)
         if rule == "all" or (around is not None and around.identity and always):
             norm.weight.zero_()

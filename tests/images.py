@@ -23,7 +23,7 @@ class NoisyImages:
     def steps_per_epoch(self) -> int:
         return 1
 
-    def train(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
+    def train(self, epoch: int, first_batch: int = 0, order: Tensor | None = None) -> Iterator[Batch]:
         raise AssertionError("a search does not train")
 
     def evaluation(self, split: str, resolution: int, limit: int | None = None) -> Sequence[tuple[Tensor, Tensor]]:

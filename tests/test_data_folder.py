@@ -14,6 +14,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
 from supernet.data import folder, imagenet, stream
+from supernet.data.base import epoch_order
 from supernet.data.files import read_image
 from supernet.data.policies import augmentation_policy
 from supernet.data.stream import StreamData
@@ -135,6 +136,29 @@ def test_resume_within_an_epoch_is_exact(flat: Path, workers: int, policy: str) 
     assert not torch.equal(other[0].images, reference[0].images)
     targets = torch.tensor(data._splits["train"].targets)
     assert all(torch.equal(targets[b.index], b.targets) for b in other)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_given_order_decides_the_visits(flat: Path, workers: int) -> None:
+    data = load(flat, num_workers=workers, auto_augment="v0")
+    default = list(data.train(1))
+    same = list(data.train(1, order=epoch_order(15, seed=0, epoch=1)))
+    order = torch.tensor([3, 9, 3, 0, 14, 3, 9, 1, 1, 2, 2, 4, 5, 6, 7])
+    drawn, rest = list(data.train(1, order=order)), list(data.train(1, 1, order))
+    for ours, theirs in ((same, default), (rest, drawn[1:])):
+        for one, two in zip(ours, theirs, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    index = torch.cat([batch.index for batch in drawn])
+    assert torch.equal(index, order[:12])
+    images = torch.cat([batch.images for batch in drawn])
+    assert len(images.flatten(1).unique(dim=0)) == 12, "every visit has its own augmentation"
+    # An image's first visit looks as in any other order of the epoch.
+    usual = {int(i): image for batch in default for i, image in zip(batch.index, batch.images, strict=True)}
+    firsts = [place for place in range(12) if int(index[place]) not in index[:place] and int(index[place]) in usual]
+    assert len(firsts) >= 5
+    assert all(torch.equal(images[place], usual[int(index[place])]) for place in firsts)
+    targets = torch.tensor(data._splits["train"].targets)
+    assert all(torch.equal(targets[batch.index], batch.targets) for batch in drawn)
 
 
 def test_augmentation_depends_on_the_image_not_on_its_batch(flat: Path) -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from supernet.data import Augment, MemoryData, resize
-from supernet.data.base import Settings, even_chunks, generator
+from supernet.data.base import Settings, epoch_order, even_chunks, generator
 from supernet.data.splits import stratified
 from supernet.errors import UserError
 
@@ -131,6 +131,37 @@ def test_resuming_within_an_epoch_is_exact() -> None:
         assert len(rest) == len(epoch) - first
         for one, two in zip(epoch[first:], rest, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_a_given_order_decides_the_visits_and_nothing_else() -> None:
+    default = list(make(ALL).train(2))
+    same = list(make(ALL).train(2, order=epoch_order(210, seed=0, epoch=2)))
+    for one, two in zip(default, same, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    order = torch.randint(210, (210,), generator=torch.Generator().manual_seed(0))
+    plain = make()
+    positions = split_numbers(plain, "train")
+    for batch, index in zip(plain.train(2, order=order), order.split(16), strict=False):
+        assert torch.equal(batch.index, index)
+        assert numbers(batch.images) == [positions[i] for i in index]
+    moved = Augment(shift=2)
+    whole, rest = (list(make(moved).train(2, first, order)) for first in (0, 5))
+    for one, two in zip(whole[5:], rest, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_repeated_visits_are_augmented_differently() -> None:
+    batches = list(make(Augment(shift=2), batch_size=105).train(0, order=torch.full((210,), 7)))
+    images = torch.cat([batch.images for batch in batches])
+    assert all(batch.index.eq(7).all() for batch in batches)
+    assert len(images.flatten(1).unique(dim=0)) > 20  # of 25 shifts
+
+
+def test_an_order_of_the_wrong_form_is_refused() -> None:
+    order = epoch_order(210, 0, 0)
+    for wrong in (order[1:], order.int(), order.to("meta")):
+        with pytest.raises(AssertionError):
+            next(make().train(0, order=wrong))
 
 
 def test_batches_hold_each_image_once_and_index_finds_it() -> None:

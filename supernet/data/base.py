@@ -57,8 +57,12 @@ class Data(Protocol):
         """Number of training batches in an epoch."""
         ...
 
-    def train(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """Training batches of one epoch, from batch number `first_batch` on; a function of (seed, epoch)."""
+    def train(self, epoch: int, first_batch: int = 0, order: Tensor | None = None) -> Iterator[Batch]:
+        """Training batches of one epoch, from batch number `first_batch` on; a function of (seed, epoch, order).
+
+        `order`: positions in the training split in the order of their visits, int64 `[N]` on the CPU, N the number
+        of training images; a position may come several times, augmented anew each time. None: `epoch_order`.
+        """
         ...
 
     def evaluation(self, split: str, resolution: int, limit: int | None = None) -> Sequence[tuple[Tensor, Tensor]]:
@@ -165,6 +169,14 @@ def generator(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
 def epoch_order(num_images: int, seed: int, epoch: int) -> Tensor:
     """Order `[num_images]` int64 (on the CPU) in which an epoch visits the training images."""
     return torch.randperm(num_images, generator=generator(seed, epoch))
+
+
+def checked_order(order: Tensor, num_images: int) -> Tensor:
+    """Return `order` if it has the form that `Data.train` asks for."""
+    assert order.dtype == torch.int64
+    assert order.device.type == "cpu"
+    assert order.shape == (num_images,)
+    return order
 
 
 def even_chunks(num_images: int, batch_size: int) -> list[slice]:

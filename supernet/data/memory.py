@@ -19,6 +19,7 @@ from supernet.data.base import (
     check_int,
     check_resolutions,
     check_split,
+    checked_order,
     epoch_order,
     even_chunks,
     generator,
@@ -90,15 +91,16 @@ class MemoryData:
         """Number of training batches in an epoch; the incomplete last one is dropped."""
         return self.sizes["train"] // self._settings.batch_size
 
-    def train(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """Training batches of one epoch from number `first_batch` on.
+    def train(self, epoch: int, first_batch: int = 0, order: Tensor | None = None) -> Iterator[Batch]:
+        """Training batches of one epoch from number `first_batch` on; `order` as in `Data.train`.
 
-        The order is a function of (seed, epoch), the augmentation of (seed, epoch, batch number): a resumed
-        epoch yields exactly the batches that the uninterrupted one would have.
+        The order is a function of (seed, epoch) unless it is given, the augmentation of (seed, epoch, batch
+        number): a resumed epoch yields exactly the batches that the uninterrupted one would have.
         """
         images, targets = self._images["train"], self._targets["train"]
         size, seed = self._settings.batch_size, self._settings.seed
-        order = epoch_order(len(images), seed, epoch).to(images.device)
+        order = epoch_order(len(images), seed, epoch) if order is None else checked_order(order, len(images))
+        order = order.to(images.device)
         for batch in range(first_batch, self.steps_per_epoch()):
             index = order[batch * size : (batch + 1) * size]
             # 1 + batch: trailing zeros of a key do not count, and (seed, epoch) is the order's.

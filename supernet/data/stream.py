@@ -20,6 +20,7 @@ from supernet.data.base import (
     check_batch_size,
     check_int,
     check_split,
+    checked_order,
     epoch_order,
     even_chunks,
     resize,
@@ -30,7 +31,7 @@ from supernet.data.workers import leave_signals_to_main, seeded_libraries, stop_
 from supernet.errors import UserError
 
 Transform = Callable[[Image.Image], Tensor]
-Key = tuple[int, int]  # epoch, position in the split
+Key = tuple[int, int, int]  # epoch, position in the split, visits of it earlier in the epoch
 Item = tuple[Tensor, int, int]  # uint8 image, target, position in the split
 
 
@@ -39,8 +40,9 @@ class StreamData:
 
     train_transform and test_transform turn a PIL image into uint8 `[3, size, size]`; the first may draw
     from the global generators of torch (CPU), `random` and NumPy, which are seeded for each image by (seed,
-    epoch, index). Evaluation images are decoded once and kept on the device as uint8 while they fit into
-    `cache_limit_mb` (MB, for all splits together), else decoded again at each pass.
+    epoch, index), and at later visits in the same epoch by their number too. Evaluation images are decoded
+    once and kept on the device as uint8 while they fit into `cache_limit_mb` (MB, for all splits together),
+    else decoded again at each pass.
 
     Raises UserError if a batch does not fit the training split, or for a bad value.
     """
@@ -78,14 +80,14 @@ class StreamData:
         """Number of training batches in an epoch; the incomplete last one is dropped."""
         return self.sizes["train"] // self._settings.batch_size
 
-    def train(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """Training batches of one epoch from number `first_batch` on.
+    def train(self, epoch: int, first_batch: int = 0, order: Tensor | None = None) -> Iterator[Batch]:
+        """Training batches of one epoch from number `first_batch` on; `order` as in `Data.train`.
 
-        The order is a function of (seed, epoch), an image's augmentation of (seed, epoch, index): a resumed
-        epoch yields exactly the batches that the uninterrupted one would have. One epoch at a time: the
-        workers serve the latest call.
+        The order is a function of (seed, epoch) unless it is given, an image's augmentation of (seed, epoch,
+        index, earlier visits in the order): a resumed epoch yields exactly the batches that the uninterrupted
+        one would have. One epoch at a time: the workers serve the latest call.
         """
-        self._keys.start(epoch, first_batch)
+        self._keys.start(epoch, first_batch, order)
         for images, targets, index in _batches_of(self._train_loader):
             yield Batch(self._normalise(self._send(images)), self._send(targets), self._send(index))
 
@@ -151,7 +153,7 @@ class StreamData:
 
     def _decode(self, split: str, chunks: Sequence[slice]) -> Iterator[tuple[Tensor, Tensor]]:
         dataset = _Images(self._splits[split], self._test_transform, self._settings.seed)
-        keys = [[(0, position) for position in range(c.start, c.stop)] for c in chunks]
+        keys = [[(0, position, 0) for position in range(c.start, c.stop)] for c in chunks]
         for images, targets, _ in _batches_of(self._loader(dataset, keys, persistent=False)):
             yield self._send(images), self._send(targets)
 
@@ -179,24 +181,35 @@ class StreamData:
 
 
 class _EpochKeys:
-    """Batches of (epoch, position) that tell persistent workers what to load; `start` picks the epoch."""
+    """Batches of keys that tell persistent workers what to load; `start` picks the epoch and its order."""
 
     def __init__(self, num_images: int, settings: Settings) -> None:
         self._num_images = num_images
         self._size, self._seed = settings.batch_size, settings.seed
         self._epoch = self._first_batch = 0
+        self._order: Tensor | None = None
 
-    def start(self, epoch: int, first_batch: int) -> None:
+    def start(self, epoch: int, first_batch: int, order: Tensor | None) -> None:
         self._epoch, self._first_batch = epoch, first_batch
+        self._order = None if order is None else checked_order(order, self._num_images)
 
     def __len__(self) -> int:
         return max(self._num_images // self._size - self._first_batch, 0)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        epoch, size, first = self._epoch, self._size, self._first_batch
-        order = epoch_order(self._num_images, self._seed, epoch).tolist()
+        epoch, size, first, order = self._epoch, self._size, self._first_batch, self._order
+        order = epoch_order(self._num_images, self._seed, epoch) if order is None else order
+        positions, earlier = order.tolist(), _earlier_visits(order).tolist()
         for batch in range(first, self._num_images // size):
-            yield [(epoch, position) for position in order[batch * size : (batch + 1) * size]]
+            chosen = slice(batch * size, (batch + 1) * size)
+            yield [(epoch, *key) for key in zip(positions[chosen], earlier[chosen], strict=True)]
+
+
+def _earlier_visits(order: Tensor) -> Tensor:
+    """How often each entry of `order` [N] came before it; int64 [N]."""
+    by_position, places = order.sort(stable=True)
+    earlier = torch.arange(len(order)) - torch.searchsorted(by_position, by_position)
+    return torch.empty_like(order).scatter_(0, places, earlier)
 
 
 class _Images(Dataset[Item | str]):
@@ -210,12 +223,13 @@ class _Images(Dataset[Item | str]):
         self._files, self._transform, self._seed = files, transform, seed
 
     def __getitem__(self, key: Key) -> Item | str:
-        epoch, position = key
+        epoch, position, earlier = key
+        again = (earlier,) if earlier else ()  # first visits draw the same numbers in every order
         try:
             image = read_image(self._files.root / self._files.names[position])
         except UserError as error:
             return str(error)
-        with seeded_libraries(self._seed, epoch, 1 + position):
+        with seeded_libraries(self._seed, epoch, 1 + position, *again):
             return self._transform(image), self._files.targets[position], position
 
 
