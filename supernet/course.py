@@ -11,6 +11,7 @@ from torch import Tensor
 
 from supernet.construct import construct
 from supernet.data_samplers.base import DataSampler, Visits, WatchesImages
+from supernet.errors import UserError
 from supernet.horizon import Horizon
 from supernet.learned import Learned
 from supernet.net import Supernet
@@ -116,6 +117,9 @@ class Course:
         """The samplers of a phase, new."""
         self.phase = phase
         random = {} if phase.num_random is None else {"num_random": phase.num_random}
+        if random and "num_random" not in self.config["sampler"]:
+            target = self.config["sampler"]["_target_"].split(".")[-1].lower()
+            raise UserError(f"sampler={target}: these phases set the number of random subnets; use uniform or sandwich")
         self.sampler: ArchSampler = construct({**self.config["sampler"], **random}, "sampler", space=phase.space)
         self.path_sampler: PathSampler = construct(
             self.config["path_sampler"], "path_sampler", space=phase.space, seed=self.seed, horizon=self.horizon

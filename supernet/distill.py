@@ -47,6 +47,31 @@ class HardLabels:
         return F.cross_entropy(at_least_fp32(student), targets, reduction="none")
 
 
+class LabelsAndTeacher:
+    """`kd_ratio` times the soft cross-entropy to the teacher, plus the cross-entropy to smoothed labels.
+
+    Once-for-All (Cai et al., ICLR 2020) trains every subnet with it, `kd_ratio` and temperature 1, and the full
+    network, trained before, as the teacher.
+
+    Raises:
+        ValueError: if `kd_ratio` is negative, or `label_smoothing` not in [0, 1).
+    """
+
+    def __init__(self, kd_ratio: float = 1.0, label_smoothing: float = 0.1, temperature: float = 1.0) -> None:
+        if kd_ratio < 0:
+            raise ValueError(f"kd_ratio={kd_ratio}: must not be negative")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing={label_smoothing}: must be from 0 to below 1")
+        self.kd_ratio, self.label_smoothing = kd_ratio, label_smoothing
+        self.soft = SoftCrossEntropy(temperature)
+
+    def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
+        labels = F.cross_entropy(
+            at_least_fp32(student), targets, label_smoothing=self.label_smoothing, reduction="none"
+        )
+        return self.kd_ratio * self.soft(student, teacher, targets) + labels
+
+
 def alpha_divergences(
     student: Tensor, teacher: Tensor, alpha_min: float = -1.0, alpha_max: float = 1.0, iw_clip: float = 5.0
 ) -> tuple[Tensor, Tensor]:

@@ -323,30 +323,19 @@ class Space:
         config = {"_target_": "supernet.space.restrict", "space": self.config, "arch": arch.to_json()}
         return Space(self.name, genes, self.units, self.module, config, self.lengths)
 
-    def narrow(self, options: Mapping[str, Sequence[Option]]) -> Space:
+    def narrow(self, options: Mapping[str, Sequence[Option] | str]) -> Space:
         """The space with fewer options: of every gene under a key of `options` only those that are listed there.
 
-        A gene with a single option has nothing to lose and keeps it.
-        Its archs are archs of this space too, once `self.from_json(arch.to_json())` has made them canonical here.
+        In place of a list a word: "largest", "two_largest", "three_largest" (of every gene's own options), "all".
+        A gene with a single option has nothing to lose and keeps it. The archs are archs of this space too, once
+        `self.from_json(arch.to_json())` has made them canonical here.
 
         Raises:
-            ValueError: if a key is unknown, or a gene would have no option left.
+            ValueError: if a key, an option or a word is unknown, or a gene would have no option left.
         """
-        unknown = set(options) - {gene.key for gene in self.genes}
-        if unknown:
-            keys = list(dict.fromkeys(gene.key for gene in self.genes))
-            raise ValueError(f"{sorted(unknown)[0]}: space {self.name!r} has no such choice; its choices are {keys}")
-        genes = []
-        for gene in self.genes:
-            open_ = gene.key not in options or len(gene.options) == 1
-            kept = gene.options if open_ else tuple(o for o in gene.options if o in options[gene.key])
-            if not kept:
-                allowed = list(options[gene.key])
-                raise ValueError(f"{gene.name}: none of {allowed} is one of its options {list(gene.options)}")
-            genes.append(replace(gene, options=kept))
-        plain = {key: list(values) for key, values in options.items()}
-        config = {"_target_": "supernet.space.narrowed", "space": self.config, "options": plain}
-        return Space(self.name, genes, self.units, self.module, config, self.lengths)
+        from supernet.narrow import narrow
+
+        return narrow(self, options)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -399,7 +388,7 @@ def load_space(config: Any, **kwargs: Any) -> Space:
     Raises:
         UserError: if the description is wrong or names anything but a family of `supernet.models`.
     """
-    allowed = ("supernet.models.", "supernet.space.restrict", "supernet.space.narrowed")
+    allowed = ("supernet.models.", "supernet.space.restrict", "supernet.narrow.narrow")
     space = construct_only(config, "space", allowed, **kwargs)
     if not isinstance(space, Space):
         raise UserError(f"space._target_={config['_target_']}: is not a search space")
@@ -409,8 +398,3 @@ def load_space(config: Any, **kwargs: Any) -> Space:
 def restrict(space: Space, arch: Mapping[str, Any]) -> Space:
     """`Space.only` with the arch in its readable form; how such a space is rebuilt from a checkpoint."""
     return space.only(space.from_json(arch))
-
-
-def narrowed(space: Space, options: Mapping[str, Any]) -> Space:
-    """`Space.narrow`; how such a space is rebuilt from a checkpoint."""
-    return space.narrow(options)

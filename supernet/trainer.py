@@ -41,6 +41,7 @@ from supernet.resume import check_same_splits, resumed_config
 from supernet.runs import CHECKPOINT, RESULTS, environment, lock, plain, write_json
 from supernet.settings import TrainSettings, check_top_level
 from supernet.setup import make_net, new_folder, with_defaults
+from supernet.sorting import sort_training_state
 from supernet.space import Arch
 from supernet.step import Observer, accumulate, update
 from supernet.teacher import largest_of, load_teacher
@@ -281,11 +282,9 @@ class Trainer:
     def _enter(self, phase: Phase) -> None:
         """What a phase asks for at its start."""
         self.log.say(f"step {self.step}: phase {phase.name}")
-        if phase.keep_teacher:
+        if phase.keep_teacher and not self.config["teacher"]:
             self.teacher = largest_of(self.net)
         if phase.sort_channels is not None:
-            from supernet.sorting import sort_training_state
-
             averaged_net = None if self.ema is None else self.scored_net
             sort_training_state(self.net, self.optimizer, averaged_net, phase.sort_channels)
         if phase.fresh_optimizer:

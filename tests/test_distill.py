@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from supernet.distill import HardLabels, SoftCrossEntropy
+from supernet.distill import HardLabels, LabelsAndTeacher, SoftCrossEntropy
 
 
 def logits(seed: int, scale: float = 3.0) -> Tensor:
@@ -86,3 +86,38 @@ def test_hard_labels_ignore_the_teacher() -> None:
 def test_temperature_must_be_positive() -> None:
     with pytest.raises(ValueError, match="temperature=0"):
         SoftCrossEntropy(0)
+
+
+@pytest.mark.parametrize(("ratio", "smoothing", "temperature"), [(1.0, 0.1, 1.0), (0.3, 0.0, 4.0), (0.0, 0.2, 1.0)])
+def test_labels_and_teacher_pull_as_the_two_softmaxes_say(ratio: float, smoothing: float, temperature: float) -> None:
+    student, teacher = logits(0).requires_grad_(), logits(1)
+    loss = LabelsAndTeacher(ratio, smoothing, temperature)(student, teacher, TARGETS)
+    assert loss.shape == (6,)
+    loss.sum().backward()
+    smoothed = (1 - smoothing) * F.one_hot(TARGETS, 5) + smoothing / 5
+    z = student.detach()
+    taught = temperature * (F.softmax(z / temperature, 1) - F.softmax(teacher / temperature, 1))
+    torch.testing.assert_close(student.grad, F.softmax(z, 1) - smoothed + ratio * taught)
+
+
+def test_labels_and_teacher_take_mixed_labels_and_half_precision() -> None:
+    student, teacher = logits(0).bfloat16(), logits(1).bfloat16()
+    loss = LabelsAndTeacher()
+    whole = loss(student, teacher, TARGETS)
+    assert whole.dtype == torch.float32
+    torch.testing.assert_close(whole, loss(student.float(), teacher.float(), F.one_hot(TARGETS, 5).float()))
+    other = TARGETS.flip(0)
+    mixed = 0.3 * F.one_hot(TARGETS, 5) + 0.7 * F.one_hot(other, 5)
+    torch.testing.assert_close(
+        loss(student, teacher, mixed), 0.3 * whole + 0.7 * loss(student, teacher, other), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_labels_and_teacher_refuse_senseless_settings() -> None:
+    for settings, words in (
+        ({"kd_ratio": -1.0}, "kd_ratio=-1.0"),
+        ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
+        ({"temperature": 0.0}, "temperature=0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            LabelsAndTeacher(**settings)
