@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -15,6 +15,7 @@ from supernet.construct import construct_only, nearest
 from supernet.errors import UserError
 from supernet.net import Supernet
 from supernet.runs import CHECKPOINT, config_dir, plain, read_json
+from supernet.sharing.make import make_network
 from supernet.space import Arch, Space, load_space
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def open_run(
     missing = {"space", "model", "config", "step"} - set(state)
     if missing:
         raise UserError(f"checkpoint {file} holds no training run (it lacks {sorted(missing)})")
-    net = Supernet(load_space(state["space"]))
+    net = cast(Supernet, make_network(state["config"], load_space(state["space"])))  # grouped ones offer the same
     weights = state.get("ema") or state["model"]
     try:
         net.load_state_dict(weights)

@@ -15,10 +15,11 @@ from supernet.errors import UserError
 from supernet.horizon import Horizon
 from supernet.learned import Learned
 from supernet.net import Supernet
-from supernet.observers import ImageScores, OnGradients, SlotGradients
+from supernet.observers import ImageScores, OnGradients
 from supernet.paths.base import LossOf, PathSampler, WatchesGradients
 from supernet.phases.base import Phase, Phases
 from supernet.samplers.base import ArchSampler, Slot
+from supernet.sharing.members import MemberGradients
 from supernet.space import Arch
 from supernet.step import Observer
 
@@ -44,7 +45,7 @@ class Course:
         )
         self._drawn: dict[Arch, Arch] = {}  # of this step: subnets of the whole space -> of the phase's space
         self._step = 0
-        self._gradients = SlotGradients(net.net, self._hand_on, self._wanted)
+        self._gradients = MemberGradients(net, self._hand_on, self._wanted)
         self._on_gradients: Sequence[OnGradients] = ()
         self._make(self.phases.phase(0))
 

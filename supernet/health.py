@@ -1,4 +1,4 @@
-"""How the passes of a step get along: gradient norms, agreement with the teacher, interference. Looked at now and then."""
+"""How the passes of a step get along: gradient norms, distance to the teacher, interference."""
 
 from __future__ import annotations
 

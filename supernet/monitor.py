@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from supernet.space import Arch, Space
 
 if TYPE_CHECKING:
     from supernet.data import Data
+    from supernet.log import RunLog
 
 # Fixed, so that curves of runs with different seeds show the same subnets.
 MONITOR_SEED = 20200913
@@ -45,3 +46,19 @@ def scores(
             values[f"{name}/{split}/top1"] = result.top1
             values[f"{name}/{split}/loss"] = result.loss
     return values
+
+
+def final_scores(
+    log: RunLog, space: Space, archs: Mapping[str, Arch], values: Mapping[str, float], splits: tuple[str, ...]
+) -> dict[str, Any]:
+    """The table at the end of a run, and the same for `results.json`. `values` are those of `scores`."""
+    rows, subnets = [], {}
+    for name, arch in archs.items():
+        plan = space.plan(arch)
+        metrics = {split: values[f"{name}/{split}/top1"] for split in splits}
+        subnets[name] = {"arch": arch.to_json(), "macs": plan.macs, "params": plan.params, "top1": metrics}
+        top1 = [f"{metrics[split]:.2f}" for split in splits]
+        shown = name if len(archs) > 1 else "the subnet"
+        rows.append([shown, f"{plan.macs / 1e6:.2f}", f"{plan.params / 1e6:.3f}", *top1])
+    log.table("calibrated subnets", ["subnet", "MMACs", "M params", *(f"{split} top-1 %" for split in splits)], rows)
+    return subnets

@@ -5,18 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from supernet.build import changed_splits, make_space, open_run, parse_arch
 from supernet.construct import construct
 from supernet.errors import UserError
-from supernet.init import initialise
 from supernet.net import Supernet
 from supernet.runs import new_run, newest_finished
 from supernet.settings import TrainSettings
-from supernet.slicing import copy_slices
+from supernet.sharing.make import FULL, make_network, with_listed
+from supernet.sharing.members import AnySupernet, inherit, initialise_members, members_of
 from supernet.sorting import sort_channels
 
 if TYPE_CHECKING:
@@ -32,9 +32,10 @@ def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: if there is no such run.
     """
+    config = {**config, "sharing": with_listed(config["sharing"])}
     if config["arch"] is None:
         return config
-    config = {**config, "sampler": {"_target_": "supernet.samplers.largest.Largest"}}
+    config = {**config, "sampler": {"_target_": "supernet.samplers.largest.Largest"}, "sharing": FULL}
     config["phases"] = {"_target_": "supernet.phases.base.Single"}
     if config["init"] == "supernet" and config["init_from"] is None:
         config["init_from"] = str(newest_finished(Path(config["runs_dir"]) / "train"))
@@ -78,20 +79,21 @@ def make_net(config: Mapping[str, Any], data: Data, device: torch.device, own_sp
         space = make_space(config["space"], data.info.num_classes, data.info.channels)
     if config["arch"] is not None:
         space = space.only(parse_arch(space, config["arch"]))
-    net = Supernet(space)
+    net = make_network(config, space)
     if source is not None and config["init"] == "supernet":
         _inherit(source, net, config["sort_channels"], config["init_from"])
     else:
-        initialise(net, config["seed"], settings.init, settings.zero_gamma)
-    return net.to(device)
+        initialise_members(net, config["seed"], settings.init, settings.zero_gamma)
+    return cast(Supernet, net.to(device))  # grouped ones offer the same
 
 
-def _inherit(source: Supernet, net: Supernet, sort: int | None, where: str) -> None:
+def _inherit(source: AnySupernet, net: AnySupernet, sort: int | None, where: str) -> None:
     """Take the weights of `source`, its channels sorted first where asked for; `UserError` where they do not fit."""
     try:
         if sort is not None:
-            sort_channels(source, sort)
-        copy_slices(source.net, net.net)
+            for member in members_of(source):
+                sort_channels(member, sort)
+        inherit(source, net)
     except (AttributeError, ValueError) as error:
         raise UserError(f"init_from={where}: its weights do not fit space {net.space.name!r} ({error})") from None
 

@@ -31,7 +31,7 @@ from supernet.interrupt import StopRequest
 from supernet.log import METRICS, RunLog
 from supernet.memory import keep_freed_memory, peak_memory_mb
 from supernet.meter import LossMeter, not_finite
-from supernet.monitor import scores, watched
+from supernet.monitor import final_scores, scores, watched
 from supernet.net import Supernet
 from supernet.observers import ImageScores
 from supernet.optim import parameter_groups, zero_gradients
@@ -41,6 +41,7 @@ from supernet.resume import check_same_splits, resumed_config
 from supernet.runs import CHECKPOINT, RESULTS, environment, lock, plain, write_json
 from supernet.settings import TrainSettings, check_top_level
 from supernet.setup import make_net, new_folder, with_defaults
+from supernet.sharing.members import Resting, members_of
 from supernet.sorting import sort_training_state
 from supernet.space import Arch
 from supernet.step import Observer, accumulate, update
@@ -124,6 +125,7 @@ class Trainer:
         groups = parameter_groups(net, optim.get("weight_decay", 0.0))
         self.optimizer: torch.optim.Optimizer = construct(optim, "optim", params=groups)
         zero_gradients(net)
+        self.resting = Resting(net)
         self.base_lr = float(config["optim"]["lr"])
         self.mix = Mix(data.info.num_classes, self.settings.mixup, self.settings.cutmix)
         self.ema = averaged(net, self.settings.ema_decay) if self.settings.ema_decay else None
@@ -255,7 +257,8 @@ class Trainer:
         )
         self.course.learn_images(batch.index, scores)
         self.health.end_step()
-        update(self.optimizer, self._lr(step), settings.clip_value, settings.clip_norm)
+        with self.resting(slots):
+            update(self.optimizer, self._lr(step), settings.clip_value, settings.clip_norm)
         if self.ema is not None:
             self.ema.update_parameters(self.net)
         self.meter.add(slots, losses)
@@ -285,8 +288,10 @@ class Trainer:
         if phase.keep_teacher and not self.config["teacher"]:
             self.teacher = largest_of(self.net)
         if phase.sort_channels is not None:
-            averaged_net = None if self.ema is None else self.scored_net
-            sort_training_state(self.net, self.optimizer, averaged_net, phase.sort_channels)
+            nets = members_of(self.net)
+            averages = members_of(self.scored_net) if self.ema is not None else [None] * len(nets)
+            for net, average in zip(nets, averages, strict=True):
+                sort_training_state(net, self.optimizer, average, phase.sort_channels)
         if phase.fresh_optimizer:
             self.optimizer.state.clear()
 
@@ -357,25 +362,14 @@ class Trainer:
         return None if self.teacher is None or self.config["teacher"] else self.teacher.network.state_dict()
 
     def _finish(self) -> dict[str, Any]:
-        splits = self.splits
-        values = scores(self.scored_net, self.archs, self.data, splits, self.settings.calibration_images)
-        rows, subnets = [], {}
-        for name, arch in self.archs.items():
-            plan = self.net.space.plan(arch)
-            metrics = {split: values[f"{name}/{split}/top1"] for split in splits}
-            subnets[name] = {"arch": arch.to_json(), "macs": plan.macs, "params": plan.params, "top1": metrics}
-            top1 = [f"{metrics[split]:.2f}" for split in splits]
-            shown = name if len(self.archs) > 1 else "the subnet"
-            rows.append([shown, f"{plan.macs / 1e6:.2f}", f"{plan.params / 1e6:.3f}", *top1])
-        columns = ["subnet", "MMACs", "M params", *(f"{split} top-1 %" for split in splits)]
-        self.log.table("calibrated subnets", columns, rows)
+        values = scores(self.scored_net, self.archs, self.data, self.splits, self.settings.calibration_images)
         results = {
             "steps": self.step,
             "seconds": round(self.seconds + time.perf_counter() - self._started, 1),
-            "subnets": subnets,
+            "subnets": final_scores(self.log, self.net.space, self.archs, values, self.splits),
             "splits": dict(self.data.sizes),
             "calibration_images": self.settings.calibration_images,
-            "peak_memory_mb": peak_memory_mb(next(self.net.parameters()).device),
+            "peak_memory_mb": peak_memory_mb(self.device),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
         curves(self.folder / METRICS, self.folder / "curves.png")

@@ -17,8 +17,10 @@ from supernet.space import Arch, Space
 CONFIGS = Path(__file__).parents[1] / "configs"
 NAMED = sorted(path.stem for path in (CONFIGS / "space").glob("*.yaml"))
 TINY = ("tiny_stage", "tiny_block")
-# Any input side does: weights and arithmetic are the same, in less time. Transformers have their side built in.
+# Any input side does: weights and arithmetic are the same, in less time. Transformers and toy_cell have their side
+# built in.
 SMALL: dict[str, dict[str, Any]] = {name: {"resolution": [32]} for name in NAMED if name.startswith("autoformer")}
+SMALL |= {"toy_cell": {"resolution": [12]}, "nb201": {"resolution": [8]}, "conv_macro": {"resolution": [32]}}
 LARGE = [name for name in NAMED if name not in ("mbv3_tiny", "alphanet", "bignas")]
 
 

@@ -115,11 +115,10 @@ def test_phases_narrow_the_space_and_their_subnets_belong_to_the_whole_one() -> 
 
 
 def test_only_random_slots_of_wanted_steps_are_shown_and_their_weight_is_taken_out() -> None:
-    made, learner = course(), Learner()
-    made.path_sampler, made.data_sampler = learner, learner
     net = Supernet(SPACE)
     initialise(net, 0, "torch", "none")
-    made._gradients._parameters = dict(net.net.named_parameters())
+    made, learner = Course(CONFIG, net, num_images=40, horizon=HORIZON), Learner()
+    made.path_sampler, made.data_sampler = learner, learner
     zero_gradients(net)
     images, targets = batch()
     for step in range(2):

@@ -1,4 +1,4 @@
-"""What every sampler of configs/sampler must do: be a pure function of (seed, step) into its space."""
+"""What every sampler of configs/sampler must do: be a pure function of (step, drawn subnets) into its space."""
 
 from __future__ import annotations
 
@@ -17,11 +17,16 @@ import pytest
 import torch
 import yaml  # type: ignore[import-untyped]
 from tiny import tiny_space
+from torch import Tensor
 
 from supernet.construct import construct
 from supernet.errors import UserError
+from supernet.horizon import Horizon
+from supernet.paths.base import Path as Subnet
+from supernet.paths.uniform import Uniform
 from supernet.runs import config_dir
 from supernet.samplers.base import ArchSampler, Slot
+from supernet.space import Arch
 
 SPACE = tiny_space()
 FILES = sorted((config_dir() / "sampler").glob("*.yaml"))
@@ -37,10 +42,24 @@ print(json.dumps(made))
 """
 
 
-def make(name: str, seed: int = 5, **overrides: Any) -> ArchSampler:
+def no_loss(arch: Arch) -> Tensor:
+    raise AssertionError("uniform paths must not cost a forward pass")
+
+
+class Sampler:
+    """An arch sampler and the uniform paths that it draws."""
+
+    def __init__(self, sampler: ArchSampler, paths: Uniform) -> None:
+        self.sampler, self.paths = sampler, paths
+
+    def slots(self, step: int) -> list[Slot]:
+        return self.sampler.slots(step, lambda count: self.paths.draw(step, count, no_loss))
+
+
+def make(name: str, seed: int = 5, **overrides: Any) -> Sampler:
     config = yaml.safe_load((config_dir() / "sampler" / f"{name}.yaml").read_text())
-    sampler: ArchSampler = construct({**config, **overrides}, "sampler", space=SPACE, seed=seed)
-    return sampler
+    sampler: ArchSampler = construct({**config, **overrides}, "sampler", space=SPACE)
+    return Sampler(sampler, Uniform(SPACE, seed, Horizon(steps_per_epoch=10, total_steps=100)))
 
 
 def plain(slots: list[Slot]) -> list[list[Any]]:
@@ -147,6 +166,22 @@ def test_the_sandwich() -> None:
 def test_more_random_slots_keep_the_first_ones() -> None:
     two, three = (make("sandwich", num_random=n).slots(4) for n in (2, 3))
     assert three[:3] == two[:3]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "largest"])
+def test_random_slots_are_the_drawn_subnets_in_their_order_with_their_weights(name: str) -> None:
+    archs = SPACE.sample(np.random.default_rng(0), 3)
+    drawn = [Subnet(arch, weight) for arch, weight in zip(archs, (0.5, 2.0, 1.0), strict=True)]
+    asked: list[int] = []
+
+    def draw(count: int) -> list[Subnet]:
+        asked.append(count)
+        return drawn[:count]
+
+    slots = make(name, num_random=3).sampler.slots(0, draw)
+    assert asked == [3]  # once: a path sampler may choose subnets of a step together
+    assert [(slot.arch, slot.weight) for slot in slots if slot.role == "random"] == [(p.arch, p.weight) for p in drawn]
+    assert all(slot.weight == 1 for slot in slots if slot.role != "random")
 
 
 @pytest.mark.parametrize(("name", "count"), [("sandwich", -1), ("uniform", 0)])

@@ -22,8 +22,8 @@ class Phase:
         num_random: random subnets a step, where it differs from the sampler's own.
         sort_channels: at its start, sort the supernet's channels (see `supernet.sorting`), momentum included.
         fresh_optimizer: at its start, forget momentum.
-        keep_teacher: at its start, keep the largest subnet as it is then; from there on it teaches every slot, unless the
-            run has a teacher from elsewhere.
+        keep_teacher: at its start, keep the largest subnet as it is then; from there on it teaches every slot,
+            unless the run has a teacher from elsewhere.
         largest_only: nothing but the largest subnet is trained: no random subnets are drawn.
     """
 
