@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -88,21 +88,21 @@ class Study:
         random = self.space.sample(np.random.default_rng(SUBNET_SEED), n=SUBNETS)
         return [*random, self.space.smallest(), self.space.largest()]
 
-    def passes(self, name: str, epochs: int) -> int:
-        """Of a whole training."""
+    def passes(self, name: str) -> Callable[[int], int]:
+        """How many a whole training makes, as a function of its epochs."""
         config = arms.composed((*self.overrides, *self.methods[name].overrides))
-        return arms.passes(config, self.space, Horizon(self.steps_per_epoch, epochs * self.steps_per_epoch))
+        steps = self.steps_per_epoch
+        return lambda epochs: arms.passes(config, self.space, Horizon(steps, epochs * steps))
 
     def epochs_of(self, name: str) -> int:
         """The baseline's, or those whose passes come nearest to the method's share of the baseline's."""
         share = self.methods[name].share
         if share is None:
             return self.epochs
-        wanted = share * self.passes(BASELINE, self.epochs)
+        wanted, passes = share * self.passes(BASELINE)(self.epochs), self.passes(name)
         candidates = range(1, 8 * self.epochs + 1)
-        above = bisect_left(candidates, wanted, key=lambda epochs: self.passes(name, epochs))
-        nearest = candidates[max(0, above - 1) : above + 1]
-        return min(nearest, key=lambda epochs: abs(self.passes(name, epochs) - wanted))
+        above = bisect_left(candidates, wanted, key=passes)
+        return min(candidates[max(0, above - 1) : above + 1], key=lambda epochs: abs(passes(epochs) - wanted))
 
     def config(self, name: str, epochs: int, seed: int) -> dict[str, Any]:
         """The whole configuration of one training."""
@@ -154,7 +154,7 @@ def summary(study: Study) -> dict[str, Any]:
         facts[name] = {
             "overrides": list(study.methods[name].overrides),
             "epochs": epochs,
-            "passes": study.passes(name, epochs),
+            "passes": study.passes(name)(epochs),
             "seeds": seeds,
             **{key: interval(list(values.values())) for key, values in columns.items()},
             "over_baseline": {key: paired(columns[key], base[key]) for key in COLUMNS},
@@ -165,7 +165,7 @@ def summary(study: Study) -> dict[str, Any]:
         "overrides": list(study.overrides),
         "subnets": SUBNETS,
         "baseline": BASELINE,
-        "baseline_passes": study.passes(BASELINE, study.epochs),
+        "baseline_passes": study.passes(BASELINE)(study.epochs),
         "methods": facts,
     }
 

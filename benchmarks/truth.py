@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.statistics import spread
 from search.ranking import kendall, ranks_of, top_k
 from supernet.errors import UserError
 from supernet.models import macro
@@ -71,14 +72,14 @@ def read_truth(path: Path, space: Space) -> Truth:
     """The table of a space. The resolution, where rows do not state it, is the largest.
 
     Raises:
-        UserError: if a row is not a subnet of the space.
+        UserError: if the file is missing, or a row is not a subnet of the space.
     """
     resolution = space.largest()["resolution"]
-    rows = READERS.get(space.name, plain_rows)(read_json(path))
     try:
+        rows = READERS.get(space.name, plain_rows)(read_json(path))
         archs = tuple(space.from_json({"resolution": resolution, **arch}) for arch, _ in rows)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: {error}") from None
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise UserError(f"{path} is not a table of space {space.name} ({type(error).__name__}: {error})") from None
     return Truth(archs, np.array([top1 for _, top1 in rows], dtype=np.float64))
 
 
@@ -107,7 +108,7 @@ def ceiling(true: NDArray[np.float64], sd: float | NDArray[np.float64], samples:
     """
     rng = np.random.default_rng(0)
     found = [figures(true + sd * rng.normal(size=len(true)), true) for _ in range(samples)]
-    return {name: float(np.nanmean([each[name] for each in found])) for name in found[0]}
+    return {name: spread([each[name] for each in found])["mean"] for name in found[0]}
 
 
 def ceilings(truth: Truth, assumed: tuple[float, ...], images: int) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from supernet.observers import ImageScores, OnGradients
 from supernet.paths.base import LossOf, PathSampler, WatchesGradients
 from supernet.phases.base import Phase, Phases
 from supernet.samplers.base import ArchSampler, Slot
-from supernet.sharing.members import MemberGradients
+from supernet.sharing.members import MemberGradients, members_of
 from supernet.space import Arch
 from supernet.step import Observer
 
@@ -37,7 +37,8 @@ class Course:
     """
 
     def __init__(self, config: Mapping[str, Any], net: Supernet, num_images: int, horizon: Horizon) -> None:
-        self.config, self.space, self.seed, self.horizon = config, net.space, config["seed"], horizon
+        self.config, self.net, self.space = config, net, net.space
+        self.seed, self.horizon = config["seed"], horizon
         schedule = construct(config["schedule"], "schedule")
         self.phases: Phases = construct(config["phases"], "phases", space=net.space, horizon=horizon, schedule=schedule)
         self.data_sampler: DataSampler = construct(
@@ -125,6 +126,8 @@ class Course:
         self.path_sampler: PathSampler = construct(
             self.config["path_sampler"], "path_sampler", space=phase.space, seed=self.seed, horizon=self.horizon
         )
+        if isinstance(self.path_sampler, WatchesGradients):
+            self.path_sampler.attach(dict(members_of(self.net)[0].net.named_parameters()))
 
     def _enter(self, phase: Phase) -> None:
         """Those of a phase that may be the present one; while the space stays the same, what was learned is kept."""

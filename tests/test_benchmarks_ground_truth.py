@@ -38,10 +38,11 @@ METHODS = {
 
 
 def study_in(folder: Path) -> Study:
-    """Twelve subnets of the tiny space, whose truth is their number of parameters."""
+    """The eight subnets of the tiny space, whose truth is their number of parameters."""
     overrides = (f"hydra.searchpath=[file://{spaces(folder)}]", *OVERRIDES, "train.test=false", "train.batch_size=512")
     data, space = arms.open_data(arms.composed(overrides))
-    archs = tuple(dict.fromkeys(space.sample(np.random.default_rng(0), n=60)))[:12]
+    archs = tuple(dict.fromkeys(space.sample(np.random.default_rng(0), n=60)))
+    assert len(archs) == space.size() == 8
     top1 = np.array([[space.plan(arch).params / 1e4] for arch in archs])
     return Study(space, Truth(archs, top1), METHODS, 1, data.steps_per_epoch(), folder / "runs", 100, overrides)
 
@@ -176,8 +177,9 @@ def test_epochs_are_chosen_by_passes(share: float, done: Study) -> None:
     shared = {"kl": methods.Method(()), "deps": methods.Method(("phases=deps",), share=share)}
     study = methods.Study(done.space, 4, 20, done.root, done.overrides, shared)
     epochs = study.epochs_of("deps")
-    wanted = share * study.passes("kl", 20)
-    off = {other: abs(study.passes("deps", other) - wanted) for other in range(epochs - 3, epochs + 4)}
+    wanted = share * study.passes("kl")(20)
+    passes = study.passes("deps")
+    off = {other: abs(passes(other) - wanted) for other in range(epochs - 3, epochs + 4)}
     assert off[epochs] == min(off.values())
     assert epochs > share * 20  # the first half costs a pass a step
 
@@ -205,7 +207,7 @@ def test_tables_are_read(tmp_path: Path) -> None:
             }
     assert set(READERS) == set(ground_truth.SETTINGS)
     (tmp_path / "table.json").write_text(json.dumps({"01202219": {"top1": [90.0]}}))
-    with pytest.raises((UserError, IndexError)):
+    with pytest.raises(UserError, match="not a table of space nb_macro"):
         read_truth(tmp_path / "table.json", build("nb_macro", 10).space)
 
 
@@ -226,7 +228,7 @@ def test_the_ceiling_is_that_of_two_normal_variables() -> None:
     expected = 2 / math.pi * math.asin(1 / math.hypot(1, 0.5))
     assert ceiling(true, 0.5, samples=20)["tau"] == pytest.approx(expected, abs=0.015)
     exact = ceiling(true, 0.0, samples=1)
-    assert exact == {"tau": 1.0, "tau_top_decile": 1.0, "top10_precision": 1.0, "top10_best_rank": 1.0}
+    assert list(exact.values()) == pytest.approx([1.0] * 4)
 
 
 def test_several_seeds_say_how_noisy_the_table_is() -> None:
@@ -246,7 +248,7 @@ def test_figures_of_the_top_decile() -> None:
     predicted = true.copy()
     predicted[90:] = predicted[90:][::-1]  # the best ten upside down, everything else in order
     found = figures(predicted, true)
-    assert found["tau_top_decile"] == -1.0
+    assert found["tau_top_decile"] == pytest.approx(-1)
     assert found["tau"] == pytest.approx(1 - 2 * 45 / (100 * 99 / 2))
     assert found["top10_precision"] == 1.0
     assert found["top10_best_rank"] == 1.0
@@ -266,4 +268,4 @@ def test_stored_results_are_json(done: Study, tmp_path: Path) -> None:
     from supernet.runs import write_json
 
     write_json(tmp_path / "found.json", summary(done, (0.1,)))
-    assert read_json(tmp_path / "found.json")["rows"] == 12
+    assert read_json(tmp_path / "found.json")["rows"] == len(done.truth.archs)

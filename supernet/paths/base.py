@@ -34,6 +34,9 @@ class PathSampler(Protocol):
 class WatchesGradients(Protocol):
     """A path sampler that learns from the gradients of the subnets that it drew."""
 
+    def attach(self, weights: Mapping[str, Tensor]) -> None:
+        """Shown once, before the first draw: the parameters of `Supernet.net` by name, as they go on to train."""
+
     def wants(self, step: int) -> bool:
         """Whether it looks at the gradients of training step `step`."""
 
