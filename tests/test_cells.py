@@ -11,37 +11,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from nets import archs, images, randomise
+from tiny_cells import OPS, bench, toy
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import supernet
-from supernet import Supernet, UserError, calibrate, load_subnet
+from supernet import Supernet, calibrate, load_subnet
 from supernet.cost import params_of
 from supernet.data.base import DataInfo
 from supernet.export import export
 from supernet.layers.cell import Join
-from supernet.models import cell, nb201
 from supernet.slicing import take
 from supernet.space import Arch, Space
 from supernet.specs import ConvSpec, IdentitySpec, PoolSpec, SeparableSpec, SepConvSpec, most_held
 from supernet.window import enumerate_archs
-
-CELLS = [{"kind": "reduce", "width": 8}, {"kind": "normal", "width": 8}, {"kind": "reduce", "width": 12}]
-OPS = ["skip_connect", "max_pool_3x3", "avg_pool_3x3", "nor_conv_1x1", "dil_conv_3x3", "sep_conv_3x3", "sep_conv_5x5"]
-
-
-def toy(**overrides: Any) -> Space:
-    """The toy cell space, for images of 3 x 13 x 13, or another of its family."""
-    settings = {"num_classes": 5, "in_channels": 3, "resolution": [13], "cells": CELLS}
-    return supernet.build("toy_cell", **{**settings, **overrides}).space
-
-
-def bench(**overrides: Any) -> Space:
-    """NAS-Bench-201 with 4 channels and 2 cells a stage, for images of 3 x 9 x 9."""
-    return supernet.build(
-        "nb201", **{"num_classes": 5, "channels": 4, "cells": 2, "resolution": [9], **overrides}
-    ).space
-
 
 SPACES = {
     "toy": toy(),
@@ -394,82 +377,3 @@ def test_numbers_held_by_hand() -> None:
     strided = SeparableSpec(conv, conv)
     assert most_held([SepConvSpec(strided, strided), pool, skip], 40, 10, 2) == 90
     assert most_held([SeparableSpec(conv, conv, step=2), pool, skip], 40, 10, 2) == 60
-
-
-# Names and mistakes ------------------------------------------------------------------------------------------------
-
-
-def test_names_of_the_benchmark() -> None:
-    space = SPACES["bench"]
-    name = "|avg_pool_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+|nor_conv_1x1~0|none~1|nor_conv_3x3~2|"
-    arch = space.from_json(nb201.parse(name))
-    expected = ["avg_pool_3x3", "nor_conv_1x1", "skip_connect", "nor_conv_1x1", "none", "nor_conv_3x3"]
-    assert list(arch["edges"]) == expected
-    assert nb201.arch_string(arch) == name
-    for other in archs(space, 50):
-        assert space.from_json(nb201.parse(nb201.arch_string(other))) == other
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "|none~0|",
-        "|none~0|+|none~0|none~1|+|none~0|none~1|",
-        "|none~0|+|none~0|none~0|+|none~0|none~1|none~2|",
-        "|none~0|+|none~1|none~0|+|none~0|none~1|none~2|",
-        "none~0+none~0|none~1+none~0|none~1|none~2",
-        "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|+|none~0|none~1|none~2|none~3|",
-        "|none|+|none~0|none~1|+|none~0|none~1|none~2|",
-    ],
-)
-def test_malformed_names(text: str) -> None:
-    with pytest.raises(ValueError, match="not of the form"):
-        nb201.parse(text)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        ({"ops": ["sep_conv_3x3", "conv_9"]}, "ops: unknown operation 'conv_9'; known are skip_connect"),
-        ({"ops": ["none", "sep_conv_3x3"]}, "unknown operation 'none'"),
-        ({"ops": ["sep_conv_4x4"]}, "unknown operation 'sep_conv_4x4'.*odd k"),
-        ({"ops": ["sep_conv_3x5"]}, "unknown operation 'sep_conv_3x5'"),
-        ({"ops": []}, "give a list of operations"),
-        ({"ops": ["sep_conv_3x3", "sep_conv_3x3"]}, "without repeats"),
-        ({"resolution": [12, 16]}, r"resolution=\[12, 16\].*one resolution"),
-        ({"resolution": [4]}, r"resolution=\[4\]: too small"),
-        ({"cells": []}, "at least one cell"),
-        ({"cells": [{"kind": "other", "width": 8}]}, r"cells\[0\]\.kind='other': normal or reduce"),
-        ({"cells": [{"kind": "normal", "width": 0}]}, r"cells\[0\]\.width"),
-        ({"cells": [{"kind": "normal", "channels": 8}]}, r"cells\[0\]: unknown entries \['channels'\]"),
-        ({"nodes": 0}, "nodes"),
-        ({"norm_eps": 0.0}, "norm_eps=0.0: must be positive"),
-    ],
-)
-def test_mistakes_in_a_space_of_cells(overrides: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        toy(**overrides)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        ({"ops": ["none", "conv"]}, "ops: unknown operation 'conv'; known are none, skip_connect"),
-        ({"cells": 0}, "whole numbers"),
-        ({"norm_eps": -1.0}, "must be positive"),
-    ],
-)
-def test_mistakes_in_nb201(overrides: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        bench(**overrides)
-
-
-def test_spaces_of_one_kind_of_cell() -> None:
-    """Only the keys that there are cells for."""
-    space = toy(
-        cells=[{"kind": "normal", "width": 8}] * 4, ops=["max_pool_3x3", "dil_conv_5x5", "sep_conv_3x3", "sep_conv_5x5"]
-    )
-    assert {gene.key for gene in space.genes} == {"resolution", "normal"}
-    assert space.size() == 64
-    assert cell.KINDS == ("normal", "reduce")

@@ -30,8 +30,13 @@ SCRIPTS = [ROOT / "train.py", ROOT / "search.py"]
 EVERYTHING = [*SOURCES, *SCRIPTS, *sorted((ROOT / "tests").glob("*.py")), *sorted((ROOT / "benchmarks").glob("*.py"))]
 HEAVY = ["hydra", "omegaconf", "timm", "torchvision", "wandb", "sklearn", "matplotlib", "rich", "scipy"]
 HEAVY += ["PIL", "pandas", "search"]
-GROUPS = ("space", "sampler", "distill", "optim", "schedule", "data", "logger", "recipe")
+PARTS = ("sampler", "path_sampler", "data_sampler", "phases", "distill")
+GROUPS = ("space", *PARTS, "sharing", "optim", "schedule", "data", "logger", "recipe")
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((ROOT / "configs" / group).glob("*.yaml"))]
+# What some options ask for: as many random subnets as all options need; stages with as many depths as expand ratios, or
+# so few that the subnets can be listed.
+NEEDS = {"fair": ("sampler.num_random=6",)}
+STAGES = {"compound": 2, "listed": 1}
 ALGORITHMS = sorted(path.stem for path in (ROOT / "configs" / "algorithm").glob("*.yaml"))
 
 
@@ -191,7 +196,9 @@ def digits() -> Data:
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: str(value))
 def test_every_option_of_train_composes_and_builds(group: str, option: str, digits: Data) -> None:
     """A trainer with this option, on the digits; what decides a training step also takes one."""
-    config = composed("train", f"{group}={option}")
+    config = composed("train", f"{group}={option}", *NEEDS.get(option, ()))
+    if option in STAGES:
+        config["space"]["stages"] = config["space"]["stages"][: STAGES[option]]
     # The data itself is not there for every option.
     train = {**config["train"], "batch_size": digits_batch(digits)}
     config = {**config, "data": composed("train")["data"], "train": train}
@@ -202,7 +209,7 @@ def test_every_option_of_train_composes_and_builds(group: str, option: str, digi
     optimizer = trainer.optimizer
     assert [g["weight_decay"] for g in optimizer.param_groups] == [config["optim"]["weight_decay"], 0.0]
     assert {id(p) for g in optimizer.param_groups for p in g["params"]} == {id(p) for p in net.parameters()}
-    if group in ("sampler", "distill", "optim", "schedule"):
+    if group in (*PARTS, "optim", "schedule"):
         before = [parameter.detach().clone() for parameter in net.parameters()]
         trainer.train_step(next(digits.train(0)))
         trainer.train_step(next(digits.train(0)))
@@ -216,15 +223,25 @@ def digits_batch(data: Data) -> int:
 
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "recipe"])
 def test_a_recipe_sets_what_it_says(option: str) -> None:
-    """Its own entries win over those of the groups that it chooses, and name nothing that does not exist."""
-    recipe: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "configs" / "recipe" / f"{option}.yaml"))
+    """Its own entries win over those of the groups that it chooses, and name nothing that does not exist.
+
+    A recipe that starts from another one wins over that.
+    """
+    recipe, chosen = recipe_and_groups(option)
     config = composed("train", f"recipe={option}")
-    chosen = {group: name for entry in recipe.pop("defaults") for group, name in entry.items()}
     for group, name in chosen.items():
-        file: Any = OmegaConf.load(ROOT / "configs" / group.removeprefix("override /") / f"{name}.yaml")
-        assert config[group.removeprefix("override /")]["_target_"] == file["_target_"]
+        group = group.removeprefix("override /")
+        assert config[group]["_target_"] == composed("train", f"{group}={name}")[group]["_target_"]
     groups = [f"{group.removeprefix('override /')}={name}" for group, name in chosen.items()]
     assert_set(recipe, config, composed("train", *groups))
+
+
+def recipe_and_groups(option: str) -> tuple[Any, dict[str, str]]:
+    recipe: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "configs" / "recipe" / f"{option}.yaml"))
+    chosen: dict[str, str] = {}
+    for entry in recipe.pop("defaults"):
+        chosen |= recipe_and_groups(entry)[1] if isinstance(entry, str) else entry
+    return recipe, chosen
 
 
 def assert_set(wanted: dict[str, Any], config: Any, without: Any, where: str = "") -> None:

@@ -105,12 +105,31 @@ def test_other_keys_can_be_tied() -> None:
         ({"expand": "layers"}, r"no choice 'layers'"),
         ({"expand": "depth", "depth": "kernel"}, r"depth is tied itself"),
         ({"kernel": "depth"}, r"kernel\[1\] has 2 options \[3, 5\], depth\[1\] has 3 \[1, 2, 3\]"),
-        ({"resolution": "depth"}, r"resolution must share its stage with one choice of depth, found depth\[0\], depth"),
+        ({"resolution": "depth"}, r"resolution acts on the stages of several choices: depth\[0\], depth\[1\], depth"),
     ],
 )
 def test_impossible_ties_are_refused(ties: dict[str, str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         draws(tiny_space(stages=STAGES), 1, ties)
+
+
+def test_where_one_of_the_two_has_nothing_to_choose_the_other_is_free() -> None:
+    """Once-for-All's ProxylessNAS: the last block is alone in its stage, and its ratio has no depth to follow."""
+    ratio = {2: 3, 3: 4, 4: 6}
+    archs = draws(space_of("ofa_proxyless"), 40)
+    for arch in archs:
+        for stage, depth in enumerate(arch["depth"][:5]):
+            assert set(arch["expand"][4 * stage : 4 * stage + depth]) == {ratio[depth]}
+    assert {arch["expand"][20] for arch in archs} == {3, 4, 6}
+    narrowed = tiny_space(stages=STAGES).narrow({"depth": "largest"})
+    assert len({arch["expand"] for arch in draws(narrowed, 200)}) == 9
+
+
+def test_choices_that_share_no_stage_cannot_be_tied() -> None:
+    """With one block in every stage, no layer depends on a depth."""
+    stages = [{**STAGES[1], "depth": [1]}, {**STAGES[2], "depth": [1]}]
+    with pytest.raises(UserError, match=r"no choice of expand is in the stage of one of depth"):
+        draws(tiny_space(stages=stages), 1)
 
 
 def test_spaces_without_the_choice_say_what_they_have() -> None:
