@@ -61,7 +61,7 @@ def test_expand_per_block_follows_the_depth_of_its_own_stage() -> None:
 
 
 def test_published_space_of_the_paper() -> None:
-    """Once-for-All's MobileNetV3: depth 2, 3, 4 goes with expand ratio 3, 4, 6 (CompOFA, section 4)."""
+    """Once-for-All's MobileNetV3: depth 2, 3, 4 goes with expand ratio 3, 4, 6."""
     ratio = {2: 3, 3: 4, 4: 6}
     for arch in draws(space_of("ofa_mbv3"), 20):
         for stage, depth in enumerate(arch["depth"]):
