@@ -5,7 +5,7 @@
                                       [--only train|score|report] [--set key=value ...]
 
 For every seed and method: trains a supernet, scores the same random rows of the published table with inherited weights
-(calibrated on 1,024 training images, first `--images` of the test split), and compares the rankings. Equal work for
+(calibrated on 512 training images, first `--images` of the test split), and compares the rankings. Equal work for
 every method: as many subnet passes a step, and as many steps; `spos1`, one pass a step as published, has as many times
 the steps instead. Finished parts are not repeated and unfinished ones are resumed, so the command can be stopped and
 started again at any time; two processes can share the work. Writes `ground_truth_<space>.json` and `.png`.
@@ -39,7 +39,7 @@ from supernet.horizon import Horizon
 from supernet.runs import RESULTS, environment, read_json, write_json
 from supernet.space import Space
 
-CALIBRATION_IMAGES = 1024
+CALIBRATION_IMAGES = 512
 LEARNING = (  # TangleNAS' rates of a search, without regularisation; evaluated only at the end
     *("train.batch_size=64", "train.label_smoothing=0", "train.dropout=0", "train.zero_gamma=none"),
     *("train.init=torch", "train.eval_every=1000000", "train.eval_random=0", "train.test=false"),
