@@ -20,6 +20,7 @@ seed a network, the noise of a stand-alone training is not known: it is assumed 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,8 +199,8 @@ def summary(study: Study, noises: tuple[float, ...]) -> dict[str, Any]:
     baseline = facts.get(next(iter(study.methods)))
     if baseline is not None:
         taus = {name: {seed: row["tau"] for seed, row in each["seeds"].items()} for name, each in facts.items()}
-        for name, each in facts.items():
-            each["tau_over_baseline"] = paired(taus[name], taus[next(iter(study.methods))])
+        for name in list(facts)[1:]:
+            facts[name]["tau_over_baseline"] = paired(taus[name], taus[next(iter(study.methods))])
     true = study.truth.top1
     return {
         "environment": environment(),
@@ -222,7 +223,7 @@ def table(found: Mapping[str, Any]) -> Table:
     drawn = Table("method", "seeds", *columns, "minutes", "passes", title=title)
     for name, row in found["methods"].items():
         minutes = spread([seed["seconds"] / 60 for seed in row["seeds"].values()])
-        over = shown_interval(row["tau_over_baseline"], 3) if "tau_over_baseline" in row else "-"
+        over = shown_interval(row["tau_over_baseline"], 3) if "tau_over_baseline" in row else ""
         ranks = (shown(row["tau_top_decile"]), shown(row["top10_precision"], 2), shown(row["top10_best_rank"], 1))
         ends = (shown(row["mean_top1"], 2), shown(minutes, 1), f"{row['passes']:,}")
         drawn.add_row(name, str(len(row["seeds"])), shown(row["tau"]), over, *ranks, *ends)
@@ -266,7 +267,10 @@ def main() -> None:
     options = _options()
     arms.use_threads(options.threads)
     console = Console(highlight=False, width=None if Console().is_terminal else 170)
-    study = make_study(options)
+    try:
+        study = make_study(options)
+    except UserError as error:
+        sys.exit(str(error))
     if options.only != "report":
         run(study, options.methods or list(study.methods), options.seeds, options.only, options.device, console)
     found = summary(study, tuple(options.noise))

@@ -28,6 +28,13 @@ PHASES = {"plain": (), "deps": ("phases=deps", "phases.delay=0.5", "phases.ramp=
 QUICK = ("train.test=false", "train.eval_every=9", "train.eval_random=0", "train.calibration_images=32")
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing them takes longer than these trainings."""
+    monkeypatch.setattr("supernet.trainer.curves", lambda *files: None)
+    monkeypatch.setattr("supernet.trainer.health", lambda *files: None)
+
+
 def train(folder: Path, *overrides: str) -> Path:
     main(tiny_config(folder, *QUICK, *overrides))
     return only_run(folder)
