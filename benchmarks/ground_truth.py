@@ -48,6 +48,13 @@ LEARNING = (  # TangleNAS' rates of a search, without regularisation; evaluated 
     *("optim.lr=0.025", "optim.nesterov=false", "optim.weight_decay=5e-4"),
     *("schedule=cosine", "schedule.warmup_epochs=0", "schedule.final=0.04"),
 )
+# PA&DA's own program; `path`, `data` and `pada` are this project's versions: rms of a choice's own slice, a table
+# for each gene, moving averages, a warm-up epoch, and images that an epoch left out keep their scores.
+AS_PUBLISHED = (
+    *("path_sampler.indicator=total", "path_sampler.share=key", "path_sampler.ema=halved", "path_sampler.restart=true"),
+    *("path_sampler.unscored=zero", "path_sampler.warmup_epochs=0", "path_sampler.tau_max=1"),
+    "data_sampler.forget_unseen=true",
+)
 FASHION = ("data=fashion_mnist", "data.resolution=[28]")
 CIFAR = ("data=cifar10", "data.resolution=[32]")
 PLAIN = ("data.augment.shift=0", "data.augment.flip=false", "data.augment.erase=0")
@@ -92,6 +99,7 @@ def methods(passes: int) -> dict[str, Method]:
         "data": Method((*uniform, data)),
         "pada": Method((*uniform, path, data)),
         "pada_unbiased": Method((*uniform, path, data, *unbiased)),
+        "pada_published": Method((*uniform, path, data, *AS_PUBLISHED)),
         "sandwich": Method((*sandwich, "distill=soft_ce")),
         "sandwich_alpha": Method((*sandwich, "distill=alpha")),
     }

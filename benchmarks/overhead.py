@@ -35,7 +35,7 @@ from supernet.build import make_space, pick_device
 from supernet.data.base import Batch, Data, DataInfo
 from supernet.describe import rehearsal
 from supernet.net import Supernet
-from supernet.paths.base import LossOf
+from supernet.paths.base import LossOf, WatchesGradients
 from supernet.paths.base import Path as Subnet
 from supernet.paths.importance import Importance
 from supernet.paths.uniform import Uniform
@@ -101,6 +101,9 @@ class SameSubnets:
         self.learner.draw(step, count, loss_of)
         return self.uniform.draw(step, count, loss_of)
 
+    def attach(self, weights: Mapping[str, Tensor]) -> None:
+        self.learner.attach(weights)
+
     def wants(self, step: int) -> bool:
         return self.learner.wants(step)
 
@@ -122,6 +125,7 @@ def trainers(name: str, data: RandomData, device: torch.device) -> dict[str, Tra
         if isinstance(learner, Importance):
             uniform = Uniform(space, trainer.seed, learner.horizon)
             trainer.course.path_sampler = SameSubnets(learner, uniform)
+            assert isinstance(trainer.course.path_sampler, WatchesGradients)  # or it would learn nothing
         made[arm] = trainer
     net.train()
     return made

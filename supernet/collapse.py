@@ -11,8 +11,8 @@ Reaction = Literal["stop", "warn", "off"]
 class CollapseGuard:
     """Watches the mean top-1 of the watched subnets.
 
-    A training has collapsed when that mean was once at least twice chance, and then lay below half of its best and
-    nearer to chance than 25%, at two evaluations in a row. One that has learned nothing yet, or is noisy, does not
+    Take chance as 0 and every image right as 1. A training has collapsed when that mean once was at least 1/4, and then
+    lay below 1/10 of its best at two evaluations in a row. One that has learned nothing yet, or is noisy, does not
     fulfil this.
 
     Args:
@@ -25,8 +25,8 @@ class CollapseGuard:
 
     def collapsed(self, top1: float) -> bool:
         """Takes the mean top-1 (percent) of one evaluation; whether the training has collapsed by now."""
-        learned = self.best >= 2 * self.chance
-        low = top1 < min(0.5 * self.best, 1.25 * self.chance)
+        learned = self.best - self.chance >= 0.25 * (100 - self.chance)
+        low = top1 - self.chance < 0.1 * (self.best - self.chance)
         self.strikes = self.strikes + 1 if learned and low else 0
         self.best = max(self.best, top1)
         return self.strikes >= 2

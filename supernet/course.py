@@ -16,7 +16,7 @@ from supernet.horizon import Horizon
 from supernet.learned import Learned
 from supernet.net import Supernet
 from supernet.observers import ImageScores, OnGradients
-from supernet.paths.base import LossOf, PathSampler, WatchesGradients
+from supernet.paths.base import Counts, LossOf, PathSampler, WatchesGradients
 from supernet.phases.base import Phase, Phases
 from supernet.samplers.base import ArchSampler, Slot
 from supernet.sharing.members import MemberGradients, members_of
@@ -86,8 +86,9 @@ class Course:
 
     def learn_images(self, index: Tensor, images: ImageScores) -> None:
         """After a step: the data sampler sees the scores of the images at positions `index` [B]."""
-        if isinstance(self.data_sampler, WatchesImages):
-            self.data_sampler.observe(index, images.scores)
+        scores = images.scores
+        if isinstance(self.data_sampler, WatchesImages) and scores is not None:
+            self.data_sampler.observe(index, scores)
 
     def state_dict(self) -> dict[str, Any]:
         """What the parts have learned."""
@@ -123,9 +124,15 @@ class Course:
             target = self.config["sampler"]["_target_"].split(".")[-1].lower()
             raise UserError(f"sampler={target}: these phases set the number of random subnets; use uniform or sandwich")
         self.sampler: ArchSampler = construct({**self.config["sampler"], **random}, "sampler", space=phase.space)
-        self.path_sampler: PathSampler = construct(
-            self.config["path_sampler"], "path_sampler", space=phase.space, seed=self.seed, horizon=self.horizon
-        )
+        try:
+            self.path_sampler: PathSampler = construct(
+                self.config["path_sampler"], "path_sampler", space=phase.space, seed=self.seed, horizon=self.horizon
+            )
+            if isinstance(self.path_sampler, Counts):
+                self.path_sampler.check(getattr(self.sampler, "num_random", 0))
+        except UserError as error:
+            where = "" if phase.space is self.space else f"phase {phase.name!r}: "
+            raise UserError(f"{where}{error}") from None
         if isinstance(self.path_sampler, WatchesGradients):
             self.path_sampler.attach(dict(members_of(self.net)[0].net.named_parameters()))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from supernet.distill import at_least_fp32
 from supernet.samplers.base import Slot
+from supernet.space import Arch
 from supernet.step import Pass
 
 
@@ -21,11 +22,16 @@ class HealthMeter:
       weights in opposite directions;
     - `gap/<role>`: KL(teacher || student) in nats, mean over the images;
     - `agreement/<role>`: share of images where student and teacher choose the same class.
+
+    Args:
+        weights_of: the network whose weights a subnet has, where there are several; directions are compared within one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, weights_of: Callable[[Arch], object] = lambda arch: None) -> None:
+        self._weights_of = weights_of
         self._values: dict[str, list[Tensor]] = {}
-        self._largest: tuple[list[Tensor], Tensor] | None = None  # gradients of this step's largest slot, their norm
+        # Of this step's largest slot: its weights, their gradients, the norm of these.
+        self._largest: tuple[object, list[Tensor], Tensor] | None = None
 
     def before(self, slot: Slot) -> None:
         """Nothing to do; see `supernet.step.Observer`."""
@@ -44,9 +50,9 @@ class HealthMeter:
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(own)))
         self._add(f"grad_norm/{slot.role}", norm)
         if slot.role == "largest":
-            self._largest = ([gradient.clone() for gradient in own], norm)
-        elif self._largest is not None:
-            largest, its_norm = self._largest
+            self._largest = (self._weights_of(slot.arch), [gradient.clone() for gradient in own], norm)
+        elif self._largest is not None and self._largest[0] is self._weights_of(slot.arch):
+            _, largest, its_norm = self._largest
             products = torch._foreach_mul(largest, own)
             dot = torch.stack([product.sum() for product in products]).sum()
             self._add(f"cosine/{slot.role}", dot / (norm * its_norm).clamp(min=torch.finfo(dot.dtype).tiny))

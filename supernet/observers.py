@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from supernet.distill import at_least_fp32
 from supernet.samplers.base import Slot
 from supernet.step import Pass
 
@@ -55,10 +53,11 @@ class SlotGradients:
 
 
 class ImageScores:
-    """How much each image of the batch matters: the norm of the loss's gradient with respect to its logits.
+    """How much each image of the batch matters: the norm of its loss's gradient with respect to its logits.
 
-    ||softmax(z) - target||_2, where the target is the label, or the teacher's softmax for a taught slot; mean over
-    the slots (PA&DA, CVPR 2023, section 3.3). Between 0 and sqrt(2).
+    For cross-entropy that is ||softmax(z) - target||_2, between 0 and sqrt(2), with the label as target, or the
+    teacher's softmax where a teacher is followed (PA&DA, CVPR 2023, section 3.3); for other losses what their own
+    gradient says. Mean over the slots that count.
     """
 
     def __init__(self) -> None:
@@ -69,22 +68,12 @@ class ImageScores:
         pass
 
     def after(self, slot: Slot, done: Pass) -> None:
-        probabilities = F.softmax(at_least_fp32(done.logits), dim=1)
-        score = (probabilities - target_probabilities(done)).norm(dim=1)
-        self._sum = score if self._sum is None else self._sum + score
-        self._count += 1
+        if done.by_logits is not None:
+            score = done.by_logits.norm(dim=1)
+            self._sum = score if self._sum is None else self._sum + score
+            self._count += 1
 
     @property
-    def scores(self) -> Tensor:
-        """[B], after the last slot."""
-        assert self._sum is not None
-        return self._sum / self._count
-
-
-def target_probabilities(done: Pass) -> Tensor:
-    """What a pass should have predicted [B, K]."""
-    if done.teacher is not None:
-        return F.softmax(at_least_fp32(done.teacher), dim=1)
-    if done.targets.ndim > 1:
-        return done.targets
-    return F.one_hot(done.targets, done.logits.shape[1])
+    def scores(self) -> Tensor | None:
+        """[B], after the last slot; None if no slot counted."""
+        return None if self._sum is None else self._sum / self._count

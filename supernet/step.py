@@ -25,12 +25,14 @@ class Pass(NamedTuple):
         teacher: the logits [B, K] that it learned from; None: it learned from the labels.
         targets: labels [B] or class probabilities [B, K].
         loss: mean over the batch, weighted by image if images have weights, not by the slot's weight.
+        by_logits: gradient of each image's own loss by its logits [B, K], no weights in it; None: the slot's is 0.
     """
 
     logits: Tensor
     teacher: Tensor | None
     targets: Tensor
     loss: Tensor
+    by_logits: Tensor | None = None
 
 
 class Observer(Protocol):
@@ -59,14 +61,15 @@ def accumulate(
 ) -> list[Tensor]:
     """Add the gradients of every slot to the parameters' `.grad`; returns the detached losses, one per slot.
 
-    The largest slot is regularised and learns from the labels; its logits, detached, teach the slots after it. Where
-    `teacher` is given (logits [B, K] of another network), it teaches every slot. Gradients are summed, not averaged
-    (BigNAS, section 3.1). Slots run one after another, each freeing its graph, so the peak memory is that of the
-    largest. images: [B, C, S, S], resized once per resolution; weights: factors [B] on the images' losses.
+    The largest slot is regularised and learns from the labels; its logits, detached, teach the slots after it. Without
+    one, every slot is regularised (SPOS, AutoFormer, Once-for-All). Where `teacher` is given (logits [B, K] of another
+    network), it teaches every slot. Gradients are summed, not averaged (BigNAS, section 3.1). Slots run one after
+    another, each freeing its graph, so the peak memory is that of the largest. images: [B, C, S, S], resized once per
+    resolution; weights: factors [B] on the images' losses.
     """
     resized: dict[int, Tensor] = {}
     losses: list[Tensor] = []
-    other = teacher is not None
+    other, has_largest = teacher is not None, any(slot.role == "largest" for slot in slots)
     for slot in slots:
         for observer in observers:
             observer.before(slot)
@@ -74,9 +77,11 @@ def accumulate(
         if side not in resized:
             resized[side] = resize(images, side)
         largest = slot.role == "largest"
-        rates = {"dropout": dropout, "drop_path": drop_path} if largest else {}
+        rates = {"dropout": dropout, "drop_path": drop_path} if largest or not has_largest else {}
         with torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
             logits = net(resized[side], slot.arch, **rates)
+        if observers:
+            logits.retain_grad()
         taught_by = teacher
         each = label_loss(logits, targets) if taught_by is None else distill(logits, taught_by, targets)
         loss = (each if weights is None else each * weights).mean()
@@ -85,8 +90,18 @@ def accumulate(
         if largest and not other:
             teacher = logits.detach()
         for observer in observers:
-            observer.after(slot, Pass(logits.detach(), taught_by, targets, losses[-1]))
+            by_logits = _of_each_image(logits.grad, slot.weight, weights)
+            observer.after(slot, Pass(logits.detach(), taught_by, targets, losses[-1], by_logits))
     return losses
+
+
+def _of_each_image(gradient: Tensor | None, slot_weight: float, weights: Tensor | None) -> Tensor | None:
+    """From the gradient of the weighted mean by the logits [B, K] to those of the images' own losses."""
+    if gradient is None or slot_weight == 0:
+        return None
+    each = gradient.float() if gradient.dtype in (torch.float16, torch.bfloat16) else gradient
+    each = each * (len(each) / slot_weight)
+    return each if weights is None else each / weights[:, None]
 
 
 def update(

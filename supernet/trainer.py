@@ -41,7 +41,7 @@ from supernet.resume import check_same_splits, resumed_config
 from supernet.runs import CHECKPOINT, RESULTS, environment, lock, plain, write_json
 from supernet.settings import TrainSettings, check_top_level
 from supernet.setup import make_net, new_folder, with_defaults
-from supernet.sharing.members import Resting, members_of
+from supernet.sharing.members import Resting, member_of, members_of
 from supernet.sorting import sort_training_state
 from supernet.space import Arch
 from supernet.step import Observer, accumulate, update
@@ -134,7 +134,7 @@ class Trainer:
             check_split(split, data.sizes)  # not after hours of training
         self.archs = watched(net.space, self.settings.eval_random)
         self.split_record = plain(data.split_record())
-        self.meter, self.health = LossMeter(), HealthMeter()
+        self.meter, self.health = LossMeter(), HealthMeter(lambda arch: member_of(net, arch))
         self.guard = CollapseGuard(data.info.num_classes)
         self.step, self.best = 0, -1.0
         self.seconds, self._started = 0.0, time.perf_counter()  # spent before and since the last restart

@@ -17,6 +17,11 @@ def test_a_fall_to_chance_is_noticed_at_its_second_evaluation() -> None:
     assert first_alarm([30, 60, 80, 10, 10.5, 10]) == 4
 
 
+def test_two_classes_collapse_too() -> None:
+    assert first_alarm([80, 97, 98, 50, 50, 50], num_classes=2) == 4
+    assert first_alarm([60, 55, 50, 51, 50], num_classes=2) is None
+
+
 @pytest.mark.parametrize(
     "history",
     [
@@ -24,7 +29,7 @@ def test_a_fall_to_chance_is_noticed_at_its_second_evaluation() -> None:
         [12, 19, 10, 9, 10, 30],  # hardly more than chance
         [60, 80, 10, 78, 11, 80],  # single bad evaluations
         [60, 80, 45, 42, 41],  # much worse, but not at chance
-        [20, 21, 12.6, 12.6, 12.6],  # lower than half would be below chance
+        [30, 32, 10, 10, 10],  # not yet a quarter of the way
     ],
 )
 def test_others_go_on(history: list[float]) -> None:

@@ -52,10 +52,16 @@ def same(one: Visits, two: Visits) -> bool:
 
 
 def scores_of(logits: Tensor, targets: Tensor, *teachers: Tensor | None) -> Tensor:
+    """Of cross-entropy with the labels, or with a teacher; a pass for each."""
     observer = ImageScores()
     for teacher in teachers:
+        z = logits.clone().requires_grad_()
+        label = F.cross_entropy(z, targets, reduction="sum")
+        loss = label if teacher is None else SoftCrossEntropy()(z, teacher, targets).sum()
+        (gradient,) = torch.autograd.grad(loss, z)
         observer.before(SLOT)
-        observer.after(SLOT, Pass(logits, teacher, targets, torch.zeros(())))
+        observer.after(SLOT, Pass(logits, teacher, targets, torch.zeros(()), gradient))
+    assert observer.scores is not None
     return observer.scores
 
 

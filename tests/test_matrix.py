@@ -45,6 +45,7 @@ def weights(run: Path) -> dict[str, Any]:
     return model
 
 
+# With sampler=uniform and a single phase nobody teaches, so there both losses are the same training: see README.
 @pytest.mark.parametrize(("sampler", "loss", "importance", "phases"), [*product(SAMPLERS, LOSSES, IMPORTANCE, PHASES)])
 def test_all_combinations_run(sampler: str, loss: str, importance: str, phases: str, tmp_path: Path) -> None:
     chosen = (f"sampler={sampler}", *LOSSES[loss], *IMPORTANCE[importance], *PHASES[phases])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from test_step import LARGEST, SLOTS, SPACE, batch, divergence, each_loss, fresh
 from torch import Tensor
 
 from supernet.data.base import resize
+from supernet.distill import AlphaDivergence, HardLabels, LabelsAndTeacher, SoftCrossEntropy
 from supernet.observers import ImageScores, SlotGradients
 from supernet.optim import zero_gradients
 from supernet.samplers.base import Slot
@@ -46,38 +47,62 @@ def test_each_slot_shows_its_own_gradients_and_the_sum_stays_the_same_bit_for_bi
             assert torch.allclose(gradients[name], expected, rtol=1e-4, atol=1e-7), name
 
 
-@pytest.mark.parametrize("taught", [False, True])
-def test_the_score_is_the_norm_of_the_gradient_by_the_logits(taught: bool) -> None:
-    rng = torch.Generator().manual_seed(1)
-    logits, teacher = (torch.randn(5, 7, generator=rng, dtype=torch.double) * 3 for _ in range(2))
-    targets = torch.tensor([0, 6, 2, 2, 4])
-    logits.requires_grad_()
-    loss = divergence(logits, teacher, targets) if taught else F.cross_entropy(logits, targets, reduction="none")
-    (gradient,) = torch.autograd.grad(loss.sum(), logits)
-    watch = ImageScores()
-    watch.after(LARGEST, Pass(logits.detach(), teacher if taught else None, targets, loss.mean()))
-    assert torch.allclose(watch.scores, gradient.norm(dim=1), rtol=1e-12)
+LOSSES = {
+    "labels": HardLabels(),
+    "soft": SoftCrossEntropy(),
+    "hot": SoftCrossEntropy(temperature=4.0),
+    "alpha": AlphaDivergence(),
+    "ofa": LabelsAndTeacher(kd_ratio=0.5),
+}
 
 
-def test_scores_of_certain_and_of_uniform_predictions_and_of_soft_labels() -> None:
-    certain, uniform = F.one_hot(torch.tensor([1, 2]), 4) * 50.0, torch.zeros(2, 4)
-    targets = torch.tensor([1, 2])
-    right, even, soft = ImageScores(), ImageScores(), ImageScores()
-    right.after(LARGEST, Pass(certain, None, targets, torch.zeros(())))
-    even.after(LARGEST, Pass(uniform, None, targets, torch.zeros(())))
-    soft.after(LARGEST, Pass(uniform, None, torch.full((2, 4), 0.25), torch.zeros(())))
-    assert right.scores.tolist() == pytest.approx([0, 0], abs=1e-9)
-    assert even.scores.tolist() == pytest.approx([math.sqrt(1 - 1 / 4)] * 2)
-    assert soft.scores.tolist() == pytest.approx([0, 0])
-
-
-def test_the_score_of_an_image_is_its_mean_over_the_slots() -> None:
-    net = fresh_net()
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("weights", [None, [2.0, 0.5, 1, 1, 3, 1]])
+def test_the_score_is_the_norm_of_the_gradient_of_each_loss_by_its_logits(
+    name: str, weights: list[float] | None
+) -> None:
+    """Whatever the loss follows; weights of images and slots are taken out."""
+    net, watch, seen = fresh_net(), Keep(), ImageScores()
     images, targets = batch()
-    watch = ImageScores()
-    accumulate(net, images, targets, SLOTS, each_loss, divergence, observers=[watch])
-    with torch.no_grad():
-        every = [net(resize(images, SPACE.resolution(s.arch)), s.arch).softmax(1) for s in SLOTS]
-    wanted = [F.one_hot(targets, 4), *[every[0]] * 3]
-    means = torch.stack([(p - t).norm(dim=1) for p, t in zip(every, wanted, strict=True)]).mean(0)
-    assert torch.allclose(watch.scores, means, rtol=1e-10)
+    slots = [LARGEST, replace(SLOTS[1], weight=0.3)]
+    each = None if weights is None else torch.tensor(weights, dtype=torch.double)
+    accumulate(net, images, targets, slots, each_loss, LOSSES[name], weights=each, observers=[watch, seen])
+    norms = []
+    for done in watch.passes:
+        logits = done.logits.clone().requires_grad_()
+        taught = done.teacher is not None
+        loss = LOSSES[name](logits, done.teacher, targets) if taught else each_loss(logits, targets)  # type: ignore[arg-type]
+        (gradient,) = torch.autograd.grad(loss.sum(), logits)
+        norms.append(gradient.norm(dim=1))
+    assert seen.scores is not None
+    assert torch.allclose(seen.scores, torch.stack(norms).mean(0), rtol=1e-10, atol=1e-13)
+
+
+class Keep:
+    def __init__(self) -> None:
+        self.passes: list[Pass] = []
+
+    def before(self, slot: Slot) -> None:
+        pass
+
+    def after(self, slot: Slot, done: Pass) -> None:
+        self.passes.append(done)
+
+
+def test_cross_entropy_scores_are_distances_to_what_should_have_been_predicted() -> None:
+    net, watch, seen = fresh_net(), Keep(), ImageScores()
+    images, targets = batch()
+    accumulate(net, images, targets, SLOTS[:2], plain_loss, SoftCrossEntropy(), observers=[watch, seen])
+    first, second = (done.logits.softmax(1) for done in watch.passes)
+    expected = ((first - F.one_hot(targets, 4)).norm(dim=1) + (second - first).norm(dim=1)) / 2
+    assert torch.allclose(seen.scores, expected, rtol=1e-10)  # type: ignore[arg-type]
+
+
+def plain_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits, targets, reduction="none")
+
+
+def test_a_slot_without_weight_says_nothing() -> None:
+    net, seen = fresh_net(), ImageScores()
+    accumulate(net, *batch(), [replace(LARGEST, weight=0.0)], plain_loss, divergence, observers=[seen])
+    assert seen.scores is None

@@ -325,7 +325,7 @@ def test_config_rebuilds_the_space(space: Space) -> None:
 
 @pytest.mark.parametrize("options", [(), (2, 1), (1, 1)])
 def test_bad_options_are_refused(options: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="options must be (distinct|ascending)"):
+    with pytest.raises(ValueError, match=r"options must be (distinct|ascending)"):
         Space("x", [Gene("depth", None, options)], [], lambda plan: None, {})  # type: ignore[arg-type, return-value]
 
 

@@ -77,3 +77,23 @@ def test_the_moving_average_follows_the_steps(tmp_path: Path) -> None:
         for actual, wanted in zip(found.scored_net.parameters(), expected, strict=True):
             torch.testing.assert_close(actual, wanted, rtol=1e-9, atol=1e-12)
     assert not torch.equal(expected[0], next(found.net.parameters()))
+
+
+def test_scoring_candidates_leaves_no_trace(tmp_path: Path) -> None:
+    """Weights, gradients, buffers and random states stay as they were; dropout is off, so equal calls agree."""
+    made, batches = small_trainer(tmp_path, "train.dropout=0.5", "train.drop_path=0.5")
+    made.train_step(batches[0])
+    for parameter in made.net.parameters():
+        assert parameter.grad is not None
+        parameter.grad.fill_(0.25)
+    before = {name: tensor.clone() for name, tensor in made.net.state_dict().items()}
+    state, other = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index, union-attr]
+    archs = [made.net.space.largest(), made.net.space.smallest()]
+    losses = [made._loss_of(arch, batches[1].images, batches[1].targets) for arch in archs for _ in range(2)]
+    assert losses[0] == losses[1] != losses[2] == losses[3]
+    assert not losses[0].requires_grad
+    assert made.net.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in made.net.state_dict().items())
+    assert all((parameter.grad == 0.25).all() for parameter in made.net.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (np.random.get_state()[1] == other).all()  # type: ignore[index]

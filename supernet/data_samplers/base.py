@@ -36,6 +36,5 @@ class WatchesImages(Protocol):
     def observe(self, index: Tensor, score: Tensor) -> None:
         """`score` [B] of the images at positions `index` [B] of the training split, both on the device.
 
-        The score is the norm of the loss's gradient with respect to the logits, ||softmax(z) - target||_2, mean over
-        the step's slots, where a taught slot's target is the teacher's softmax. Must not wait for the device.
+        The score is that of `supernet.observers.ImageScores`. Must not wait for the device.
         """

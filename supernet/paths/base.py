@@ -31,6 +31,14 @@ class PathSampler(Protocol):
 
 
 @runtime_checkable
+class Counts(Protocol):
+    """A path sampler that works with certain numbers of random subnets a step only."""
+
+    def check(self, count: int) -> None:
+        """Raises UserError if `count` will not do. Asked before a run begins."""
+
+
+@runtime_checkable
 class WatchesGradients(Protocol):
     """A path sampler that learns from the gradients of the subnets that it drew."""
 

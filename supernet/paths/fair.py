@@ -44,15 +44,19 @@ class Fair:
         Raises:
             UserError: if a step is to be fair and `count` is not a multiple of the block.
         """
+        self.check(count)
+        draws = range(step * count, (step + 1) * count)
+        blocks = {number: self._block(number) for number in {draw // self.block for draw in draws}}
+        return [Path(self.space.decode(blocks[draw // self.block][draw % self.block].tolist())) for draw in draws]
+
+    def check(self, count: int) -> None:
+        """See `Counts`."""
         if self.strict and count % self.block:
             near = max(1, math.ceil(count / self.block)) * self.block
             raise UserError(
                 f"num_random={count}: a step is fair to every option only with a multiple of {self.block} random "
                 f"subnets: set sampler.num_random={near}, or path_sampler.strict=false for fairness over several steps"
             )
-        draws = range(step * count, (step + 1) * count)
-        blocks = {number: self._block(number) for number in {draw // self.block for draw in draws}}
-        return [Path(self.space.decode(blocks[draw // self.block][draw % self.block].tolist())) for draw in draws]
 
     def _block(self, number: int) -> NDArray[np.int64]:
         """The option indices [draws, G] of a block."""

@@ -23,6 +23,7 @@ from supernet.space import Arch, Space
 Mode = Literal["curriculum", "unbiased"]
 Share = Literal["gene", "key"]
 Average = float | Literal["halved"]
+Unscored = Literal["mean", "zero"]
 
 
 class Importance:
@@ -30,8 +31,7 @@ class Importance:
 
     Probabilities change once an epoch; tau grows with the run. A new run, and a new phase with a space of its own,
     begins uniform: blocks whose last norm starts with a zero scale give the weights before it no gradient at first,
-    so early scores say nothing. Options without parameters (a skipped block, an identity), and those not yet seen,
-    count as the mean of the others. Data-parallel training must average the gradients before they are observed.
+    so early scores say nothing. Data-parallel training must average the gradients before they are observed.
 
     Args:
         space: what is drawn from.
@@ -44,6 +44,8 @@ class Importance:
         share: "gene": every gene has scores of its own; "key": all genes of a key with the same options share them.
         ema: momentum of the running scores, corrected for their start; "halved": (old + new) / 2 from 0, as published.
         restart: forget all scores at the start of every epoch, as published.
+        unscored: what options without parameters, and those not yet seen, count: "mean", that of the others; "zero",
+            as published: they keep (1 - tau) / K.
         update_every: steps between observations.
         warmup_epochs: how long to stay uniform.
         tau: a constant; None: epoch / epochs, at most tau_max.
@@ -65,6 +67,7 @@ class Importance:
         share: Share = "gene",
         ema: Average = 0.9,
         restart: bool = False,
+        unscored: Unscored = "mean",
         update_every: int = 1,
         warmup_epochs: float = 1.0,
         tau: float | None = None,
@@ -73,11 +76,12 @@ class Importance:
         normalise: bool = False,
     ) -> None:
         _check(ema, update_every, warmup_epochs, {"tau": tau, "tau_max": tau_max}, max_weight)
-        for name, value, words in (("mode", mode, Mode), ("share", share, Share)):
+        for name, value, words in (("mode", mode, Mode), ("share", share, Share), ("unscored", unscored, Unscored)):
             if value not in get_args(words):
                 raise ValueError(f"{name}={value!r}: choose one of {', '.join(get_args(words))}")
         self.space, self.seed, self.horizon = space, seed, horizon
         self.mode, self.ema, self.restart, self.update_every = mode, ema, restart, update_every
+        self.unscored = unscored
         self.warmup_epochs, self.tau, self.tau_max = warmup_epochs, tau, tau_max
         self.max_weight, self.normalise = max_weight, normalise
         self.indicators = Indicators(space, indicator)
@@ -202,12 +206,12 @@ class Importance:
             self._scores.zero_()
 
     def _shares(self) -> np.ndarray:
-        """G / sum(G) [rows, options]: options not yet seen count as the mean of the others; uniform if all are 0."""
+        """G / sum(G) [rows, options]; uniform if all are 0."""
         sums, weights = self._scores.cpu().numpy()
         seen = weights > 0
         scores = np.where(seen, sums / np.where(seen, weights, 1.0), 0.0)
         means = scores.sum(1, keepdims=True) / np.maximum(seen.sum(1, keepdims=True), 1)
-        scores = np.where(seen, scores, means) * self._real
+        scores = np.where(seen, scores, means if self.unscored == "mean" else 0.0) * self._real
         totals = scores.sum(1, keepdims=True)
         return np.where(totals > 0, scores / np.where(totals > 0, totals, 1.0), self._uniform)
 
