@@ -48,6 +48,7 @@ def rehearsal(config: dict[str, Any], net: Supernet, data: Data) -> Trainer:
 def dry_run(config: dict[str, Any], net: Supernet, data: Data) -> None:
     """Print `describe`, and what a few real training steps say about time and memory. Writes no file."""
     print(describe(net, data))
+    print("timing a few steps ...", flush=True)
     trainer = rehearsal(config, net, data)
     seconds = []
     for _, batch in zip(range(TIMED_STEPS), data.train(0), strict=False):

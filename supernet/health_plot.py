@@ -15,8 +15,17 @@ PANELS = {
     "cosine/": ("Gradients against the largest subnet's", "cosine"),
     "gap/": ("Distance to the teacher", "KL(teacher || student) [nats]"),
     "agreement/": ("Same class as the teacher", "share of images"),
-    "paths/": ("Path sampler", ""),
-    "data/": ("Data sampler", ""),
+    "paths/": ("Path sampler", "share"),
+    "data/score_": ("Scores of images", "gradient norm by the logits"),
+    "data/": ("Data sampler", "share"),
+}
+NAMES = {
+    "ess": "effective sample size of the weights",
+    "entropy": "entropy of the choices (1: uniform)",
+    "observed": "options seen",
+    "coverage": "images in this epoch",
+    "seen": "images seen so far",
+    "tau": "tau: decided by scores",
 }
 
 
@@ -24,7 +33,8 @@ def health(metrics_jsonl: Path, out_png: Path) -> bool:
     """Draw the records of kind "health", a panel for each group of values; False if there are none."""
     rows = [row for row in read_metrics(metrics_jsonl) if row["kind"] == "health"]
     names = list(dict.fromkeys(key for row in rows for key in row))
-    panels = {prefix: [name for name in names if name.startswith(prefix)] for prefix in PANELS}
+    first = {name: next((prefix for prefix in PANELS if name.startswith(prefix)), "") for name in names}
+    panels = {prefix: [name for name in names if first[name] == prefix] for prefix in PANELS}
     panels = {prefix: found for prefix, found in panels.items() if found}
     if not panels:
         return False
@@ -47,10 +57,13 @@ def _panel(axis: Any, rows: list[dict[str, Any]], names: list[str], prefix: str)
     others = cycle(OTHERS)
     title, unit = PANELS[prefix]
     for name in names:
-        label = name.removeprefix(prefix)
+        short = name.removeprefix(prefix)
+        label = NAMES.get(short, short)
         points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
         steps, values = zip(*points, strict=True) if points else ((), ())
-        axis.plot(steps, values, label=label, color=ROLES.get(label) or next(others), linewidth=1, marker=".")
+        axis.plot(
+            steps, values, label=label, color=ROLES.get(label) or next(others), linewidth=1, marker=".", alpha=0.8
+        )
     axis.set(title=title, xlabel="optimizer step", ylabel=unit)
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from supernet.errors import UserError
 from supernet.runs import CHECKPOINT, RESULTS, is_locked, plain, read_json
+from supernet.setup import with_defaults
 
 if TYPE_CHECKING:
     from supernet.data import Data
@@ -19,19 +20,12 @@ ALLOWED = ("resume", "device", "dry_run", "logger", "runs_dir", "data.root")
 def resumed_config(config: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], Path]:
     """The stored configuration and the folder of the run that `resume` names.
 
-    `resume=auto` is the newest unfinished run under `runs_dir`; `overrides` is what was typed.
+    `resume=auto` is the newest unfinished run under `runs_dir`; `overrides` is what was typed: nothing but `ALLOWED`,
+    or all that the run was started with.
 
     Raises:
         UserError: if there is nothing to resume, the run is finished, or other settings are asked for.
     """
-    for word in overrides:
-        key = _key(word)
-        if key not in ALLOWED and not key.startswith("logger."):
-            others = f"{', '.join(ALLOWED[1:-1])} and +{ALLOWED[-1]}"
-            raise UserError(
-                f"{word}: a resumed run keeps its own settings (only {others} can be given); drop it, or start a "
-                "new run from these weights with init_from="
-            )
     folder = _newest_unfinished(Path(config["runs_dir"])) if config["resume"] == "auto" else Path(config["resume"])
     if not (folder / "config.json").is_file():
         raise UserError(f"resume={folder}: no run is there (config.json is missing)")
@@ -40,11 +34,35 @@ def resumed_config(config: Mapping[str, Any], overrides: Sequence[str]) -> tuple
     if not (folder / CHECKPOINT).is_file():
         raise UserError(f"resume={folder}: the run was stopped before its first checkpoint; start it again")
     stored = read_json(folder / "config.json")
+    _refuse_other_settings(config, stored, overrides)
     # What a run of an older version does not say is as it is by default: nothing else can be typed with `resume`.
     resumed = {**config, **stored, **{key: config[key] for key in ALLOWED if key in config}}
     if any(_key(word) == "data.root" for word in overrides):
         resumed["data"] = {**stored["data"], "root": config["data"]["root"]}
     return resumed, folder
+
+
+def _refuse_other_settings(config: Mapping[str, Any], stored: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    typed = [word for word in overrides if _key(word) not in ALLOWED and not _key(word).startswith("logger.")]
+    changed = list(_changed(stored, plain(dict(with_defaults(dict(config)))))) if typed else []
+    if changed:
+        others = f"{', '.join(ALLOWED[1:-1])} and +{ALLOWED[-1]}"
+        raise UserError(
+            f"{typed[0]}: a resumed run keeps its own settings, and {changed[0]} would differ (only {others} can): "
+            "give the run's own settings or none, or start a new run from these weights with init_from="
+        )
+
+
+def _changed(stored: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Names of the settings that differ, those of `ALLOWED` left out."""
+    for key in now:
+        name = f"{prefix}{key}"
+        if name in ALLOWED or key not in stored:
+            continue
+        if isinstance(stored[key], dict) and isinstance(now[key], dict):
+            yield from _changed(stored[key], now[key], f"{name}.")
+        elif stored[key] != now[key]:
+            yield name
 
 
 def check_same_splits(folder: Path, data: Data) -> None:

@@ -32,7 +32,7 @@ def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: if there is no such run.
     """
-    config = {**config, **{part: with_listed(config[part]) for part in ("sharing", "path_sampler")}}
+    config = {**config, **{part: with_listed(config[part], part) for part in ("sharing", "path_sampler")}}
     if config["arch"] is None:
         return config
     config = {**config, "sampler": {"_target_": "supernet.samplers.largest.Largest"}, "sharing": FULL}

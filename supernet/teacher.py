@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from supernet.build import open_run
-from supernet.data.base import DataInfo, resize
+from supernet.build import changed_splits, open_run
+from supernet.data.base import resize
 from supernet.errors import UserError
 from supernet.net import Supernet
+
+if TYPE_CHECKING:
+    from supernet.data import Data
 
 
 class Teacher:
@@ -36,13 +41,17 @@ def largest_of(net: Supernet) -> Teacher:
     return Teacher(net.extract(largest), net.space.resolution(largest))
 
 
-def load_teacher(source: str, info: DataInfo, device: torch.device) -> Teacher:
+def load_teacher(source: str, data: Data, device: torch.device) -> Teacher:
     """The largest subnet of the run or checkpoint at `source`.
 
     Raises:
         UserError: if there is none, or it has other classes or channels than the data.
     """
-    net = open_run(Path(source), device).net
+    try:
+        run = open_run(Path(source), device)
+    except UserError as error:
+        raise UserError(f"teacher={source}: {error}; give the folder of a finished run, or a checkpoint") from None
+    net, info = run.net, data.info
     config = net.space.description
     have, need = (config.get("num_classes"), config.get("in_channels")), (info.num_classes, info.channels)
     if have != need:
@@ -50,4 +59,6 @@ def load_teacher(source: str, info: DataInfo, device: torch.device) -> Teacher:
             f"teacher={source}: it has {have[0]} classes and {have[1]} channels, but data {info.name!r} has "
             f"{need[0]} and {need[1]}"
         )
+    if "dataset" in changed_splits(run, data):
+        print(f"warning: teacher={source} was trained on other data", file=sys.stderr)
     return largest_of(net)

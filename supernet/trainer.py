@@ -33,6 +33,7 @@ from supernet.memory import keep_freed_memory, peak_memory_mb
 from supernet.meter import LossMeter, not_finite
 from supernet.monitor import final_scores, scores, watched
 from supernet.net import Supernet
+from supernet.notes import notes
 from supernet.observers import ImageScores
 from supernet.optim import parameter_groups, zero_gradients
 from supernet.phases.base import Phase
@@ -94,6 +95,8 @@ def main(config: dict[str, Any]) -> float:
             if config["init_from"]:
                 log.say(f"initial weights from {config['init_from']}")
         log.say(describe(net, data))
+        for line in notes(config):
+            log.say(f"note: {line}")
         results = trainer.run()
         if config["arch"] is not None:
             log.say(f"exported to {export_alone(trainer.scored_net, data, folder, results)}")
@@ -143,7 +146,7 @@ class Trainer:
         horizon = Horizon(self.steps_per_epoch, self.total_steps)
         self.course = Course(config, net, data.sizes["train"], horizon)
         self.device = next(net.parameters()).device
-        self.teacher = load_teacher(config["teacher"], data.info, self.device) if config["teacher"] else None
+        self.teacher = load_teacher(config["teacher"], data, self.device) if config["teacher"] else None
         self.weights: Tensor | None = None  # of the training images in this epoch
 
     @property
@@ -263,6 +266,8 @@ class Trainer:
             self.ema.update_parameters(self.net)
         self.meter.add(slots, losses)
         self.step = step + 1
+        if self._watched(step):
+            self.log.record("health", self.step, {"epoch": self.step / self.steps_per_epoch, **self.health.read()})
         return self._log_losses() if self.step % settings.log_every == 0 else {}
 
     def _label_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -270,10 +275,14 @@ class Trainer:
         return F.cross_entropy(at_least_fp32(logits), targets, label_smoothing=smoothing, reduction="none")
 
     def _observers(self, scores: ImageScores) -> list[Observer]:
-        every = self.settings.health_every
-        if not every or self.step % every:
+        if not self._watched(self.step):
             return self.course.observers(self.step, scores)
         return [*self.course.observers(self.step, scores, [self.health.on_gradients]), self.health]
+
+    def _watched(self, step: int) -> bool:
+        """Whether the health meter looks at this step; reading it waits for the device."""
+        every = self.settings.health_every
+        return every > 0 and step % every == 0
 
     @torch.no_grad()
     def _loss_of(self, arch: Arch, images: Tensor, targets: Tensor) -> Tensor:
@@ -303,9 +312,6 @@ class Trainer:
         if means:
             lr = self._lr(self.step - 1)
             self.log.record("train", self.step, {"epoch": self.step / self.steps_per_epoch, "lr": lr, **means})
-        seen = self.health.read()
-        if seen:
-            self.log.record("health", self.step, {"epoch": self.step / self.steps_per_epoch, **seen})
         return means
 
     def _report(self) -> None:

@@ -320,7 +320,7 @@ def test_a_checkpoint_gives_the_network_back(tmp_path: Path) -> None:
     listing = tmp_path / "archs.json"
     listing.write_text(json.dumps([{"arch": arch.to_json()} for arch in FOUR]))
     section: dict[str, Any] = {"_target_": "supernet.sharing.make.groups", "groups": 4, "by": "random"}
-    config = {"seed": 5, "sharing": with_listed({**section, "archs": str(listing), "shared": ["stem"]})}
+    config = {"seed": 5, "sharing": with_listed({**section, "archs": str(listing), "shared": ["stem"]}, "sharing")}
     listing.unlink()  # the checkpoint needs it no more
     net = make_network(config, SPACE)
     train(net, list(enumerate(FOUR)))

@@ -34,7 +34,8 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def no_plot(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than training here."""
-    monkeypatch.setattr(trainer, "curves", lambda metrics, path: None)
+    for figure in ("curves", "health"):
+        monkeypatch.setattr(trainer, figure, lambda metrics, path: None)
 
 
 def stopped(folder: Path, monkeypatch: pytest.MonkeyPatch, at: int, *overrides: str) -> Path:
@@ -245,3 +246,15 @@ def test_a_run_stopped_after_its_last_step_only_evaluates(tmp_path: Path, finish
     resume(tmp_path, unfinished)
     assert_same_training(unfinished, finished)
     assert read_json(unfinished / "results.json")["subnets"] == read_json(finished / "results.json")["subnets"]
+
+
+def test_a_command_can_be_repeated_with_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As job scripts do; but not with other settings."""
+    options = ("train.dropout=0.2", "path_sampler=importance")
+    run = stopped(tmp_path, monkeypatch, 5, *options)
+    other = ("train.dropout=0.3", "path_sampler=importance", f"resume={run}")
+    with pytest.raises(UserError, match=r"keeps its own settings, and train\.dropout would differ"):
+        main({**tiny_config(tmp_path, *other), "overrides": list(other)})
+    same = (*options, f"resume={run}")
+    main({**tiny_config(tmp_path, *same), "overrides": list(same)})
+    assert state_of(run)["step"] == 12

@@ -57,8 +57,8 @@ def make_network(config: Mapping[str, Any], space: Space) -> Supernet | GroupedS
     return net
 
 
-def with_listed(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The section `sharing` with the subnets themselves in place of the file that lists them.
+def with_listed(section: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The section `where` of a configuration with the subnets themselves in place of the file that lists them.
 
     A checkpoint then says which group a subnet is in, whatever becomes of the file.
 
@@ -67,7 +67,7 @@ def with_listed(section: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not isinstance(section.get("archs"), str):
         return dict(section)
-    return {**section, "archs": _listed(section["archs"])}
+    return {**section, "archs": _listed(section["archs"], f"{where}.archs")}
 
 
 def read_archs(space: Space, archs: str | Sequence[Mapping[str, Any]]) -> list[Arch]:
@@ -86,12 +86,15 @@ def read_archs(space: Space, archs: str | Sequence[Mapping[str, Any]]) -> list[A
     return found
 
 
-def _listed(path: str) -> list[Any]:
+def _listed(path: str, where: str = "archs") -> list[Any]:
     from supernet.runs import read_json
 
     if not Path(path).is_file():
-        raise UserError(f"archs={path}: no such file; give a JSON list of subnets")
+        raise UserError(f"{where}={path}: no such file; give a JSON list of subnets")
     content = read_json(Path(path))
     if not isinstance(content, list) or not content:
-        raise UserError(f"archs={path}: give a JSON list of subnets")
-    return [row.get("arch", row) if isinstance(row, dict) else row for row in content]
+        raise UserError(f"{where}={path}: holds no list of subnets; give a JSON list with at least one")
+    for number, row in enumerate(content):
+        if not isinstance(row, dict) or not isinstance(row.get("arch", row), dict):
+            raise UserError(f"{where}={path}, entry {number} (from 0) is no subnet: {str(row)[:60]!r}")
+    return [row.get("arch", row) for row in content]
