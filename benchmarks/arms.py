@@ -26,7 +26,7 @@ from supernet.horizon import Horizon
 from supernet.log import read_metrics
 from supernet.paths.base import Path as Subnet
 from supernet.phases.base import Phase, Phases
-from supernet.runs import RESULTS, config_dir, lock, plain, read_json
+from supernet.runs import RESULTS, config_dir, environment, lock, plain, read_json
 from supernet.samplers.base import ArchSampler, Slot
 from supernet.space import Arch, Space
 from supernet.trainer import main as train
@@ -151,6 +151,11 @@ def known_scores(file: Path, archs: Sequence[Arch]) -> list[float] | None:
     """Scores of `archs` where the file has all of them."""
     known = read_scores(file)
     return [known[_key(arch)] for arch in archs] if all(_key(arch) in known for arch in archs) else None
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what versions figures were measured; without the command line, which holds folders."""
+    return {key: value for key, value in environment().items() if key != "argv"}
 
 
 def use_threads(count: int) -> None:

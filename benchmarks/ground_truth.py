@@ -37,7 +37,7 @@ from benchmarks.truth import TOP, Truth, ceilings, figures, read_truth, seed_agr
 from search.ranking import agreement
 from supernet.errors import UserError
 from supernet.horizon import Horizon
-from supernet.runs import RESULTS, environment, read_json, write_json
+from supernet.runs import RESULTS, read_json, write_json
 from supernet.space import Space
 
 CALIBRATION_IMAGES = 512
@@ -211,7 +211,7 @@ def summary(study: Study, noises: tuple[float, ...]) -> dict[str, Any]:
             facts[name]["tau_over_baseline"] = paired(taus[name], taus[next(iter(study.methods))])
     true = study.truth.top1
     return {
-        "environment": environment(),
+        "environment": arms.machine(),
         "space": study.space.name,
         "steps": study.epochs * study.steps_per_epoch,
         "overrides": list(study.overrides),

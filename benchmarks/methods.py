@@ -29,7 +29,7 @@ from benchmarks import arms
 from benchmarks.statistics import interval, paired, shown, shown_interval
 from supernet.errors import UserError
 from supernet.horizon import Horizon
-from supernet.runs import RESULTS, environment, read_json, write_json
+from supernet.runs import RESULTS, read_json, write_json
 from supernet.space import Arch, Space
 
 SUBNETS, SUBNET_SEED = 30, 30
@@ -160,7 +160,7 @@ def summary(study: Study) -> dict[str, Any]:
             "over_baseline": {key: paired(columns[key], base[key]) for key in COLUMNS},
         }
     return {
-        "environment": environment(),
+        "environment": arms.machine(),
         "space": study.space.name,
         "overrides": list(study.overrides),
         "subnets": SUBNETS,
