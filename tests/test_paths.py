@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import subprocess
-import sys
-from pathlib import Path as File
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml  # type: ignore[import-untyped]
+from elsewhere import computed_elsewhere
 from tiny import tiny_space
 from torch import Tensor
 
@@ -34,13 +30,7 @@ STEPS = (0, 1, 2, 7, 99)
 NAMES = sorted(file.stem for file in (config_dir() / "path_sampler").glob("*.yaml"))
 every_sampler = pytest.mark.parametrize("name", NAMES)
 
-ELSEWHERE = """
-import json, sys
-sys.path[:0] = json.loads(sys.argv[1])
-import test_paths as t
-made = {name: [t.plain(t.draw(t.make(name), step)) for step in reversed(t.STEPS)][::-1] for name in t.NAMES}
-print(json.dumps(made))
-"""
+ELSEWHERE = "{n: [t.plain(t.draw(t.make(n), s)) for s in reversed(t.STEPS)][::-1] for n in t.NAMES}"
 
 
 def make(name: str, seed: int = 5, **overrides: Any) -> PathSampler:
@@ -66,15 +56,7 @@ def plain(paths: list[Path]) -> list[list[Any]]:
 @pytest.fixture(scope="module")
 def other_process() -> dict[str, Any]:
     """The draws of every sampler, computed elsewhere with another hash seed and in another order."""
-    tests = File(__file__).parent
-    done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, json.dumps([str(tests), str(tests.parent)])],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONHASHSEED": "123", "OMP_NUM_THREADS": "1"},
-        check=True,
-    )
-    found: dict[str, Any] = json.loads(done.stdout)
+    found: dict[str, Any] = computed_elsewhere("test_paths", ELSEWHERE)
     return found
 
 

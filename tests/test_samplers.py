@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import subprocess
-import sys
 from collections import Counter
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml  # type: ignore[import-untyped]
+from elsewhere import computed_elsewhere
 from tiny import tiny_space
 from torch import Tensor
 
@@ -33,13 +29,7 @@ FILES = sorted((config_dir() / "sampler").glob("*.yaml"))
 NAMES = [file.stem for file in FILES]
 STEPS = (0, 1, 2, 7, 100_000)
 
-ELSEWHERE = """
-import json, sys
-sys.path[:0] = json.loads(sys.argv[1])
-import test_samplers as t
-made = {name: [t.plain(t.make(name).slots(step)) for step in reversed(t.STEPS)][::-1] for name in t.NAMES}
-print(json.dumps(made))
-"""
+ELSEWHERE = "{n: [t.plain(t.make(n).slots(s)) for s in reversed(t.STEPS)][::-1] for n in t.NAMES}"
 
 
 def no_loss(arch: Arch) -> Tensor:
@@ -69,15 +59,7 @@ def plain(slots: list[Slot]) -> list[list[Any]]:
 @pytest.fixture(scope="module")
 def other_process() -> dict[str, Any]:
     """The slots of every sampler, computed elsewhere with another hash seed and in another order."""
-    tests = Path(__file__).parent
-    done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, json.dumps([str(tests), str(tests.parent)])],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONHASHSEED": "123", "OMP_NUM_THREADS": "1"},
-        check=True,
-    )
-    found: dict[str, Any] = json.loads(done.stdout)
+    found: dict[str, Any] = computed_elsewhere("test_samplers", ELSEWHERE)
     return found
 
 
