@@ -13,7 +13,8 @@ from typing import Any
 def computed_elsewhere(module: str, expression: str) -> Any:
     """The JSON of `expression`, in which `t` is the test module of that name."""
     tests = Path(__file__).parent
-    code = f"import json, sys\nsys.path[:0] = json.loads(sys.argv[1])\nimport {module} as t\nprint(json.dumps({expression}))"
+    paths = "import json, sys; sys.path[:0] = json.loads(sys.argv[1])"
+    code = f"{paths}; import {module} as t; print(json.dumps({expression}))"
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps([str(tests), str(tests.parent)])],
         capture_output=True,
