@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from tiny import tiny_space
 from torch import Tensor
 
@@ -16,13 +15,10 @@ from supernet.construct import construct
 from supernet.data_samplers.base import Visits, WatchesImages
 from supernet.data_samplers.importance import ImportanceSampling
 from supernet.data_samplers.shuffle import Shuffle
-from supernet.distill import SoftCrossEntropy
 from supernet.errors import UserError
 from supernet.horizon import Horizon
 from supernet.learned import Learned
-from supernet.observers import ImageScores
 from supernet.samplers.base import Slot
-from supernet.step import Pass
 
 TEN_EPOCHS = Horizon(steps_per_epoch=4, total_steps=40)
 SLOT = Slot(tiny_space().largest(), "largest")
@@ -51,46 +47,7 @@ def same(one: Visits, two: Visits) -> bool:
     return torch.equal(one.order, two.order) and torch.equal(one.weights, two.weights)
 
 
-def scores_of(logits: Tensor, targets: Tensor, *teachers: Tensor | None) -> Tensor:
-    """Of cross-entropy with the labels, or with a teacher; a pass for each."""
-    observer = ImageScores()
-    for teacher in teachers:
-        z = logits.clone().requires_grad_()
-        label = F.cross_entropy(z, targets, reduction="sum")
-        loss = label if teacher is None else SoftCrossEntropy()(z, teacher, targets).sum()
-        (gradient,) = torch.autograd.grad(loss, z)
-        observer.before(SLOT)
-        observer.after(SLOT, Pass(logits, teacher, targets, torch.zeros(()), gradient))
-    assert observer.scores is not None
-    return observer.scores
-
-
 # Scores -----------------------------------------------------------------------------------------------------
-
-
-def test_a_score_is_the_norm_of_the_loss_s_gradient() -> None:
-    rng = torch.Generator().manual_seed(0)
-    logits = (3 * torch.randn(9, 7, dtype=torch.float64, generator=rng)).requires_grad_()
-    teacher = 2 * torch.randn(9, 7, dtype=torch.float64, generator=rng)
-    labels = torch.randint(7, (9,), generator=rng)
-    mixed = torch.rand(9, 7, dtype=torch.float64, generator=rng).softmax(1)
-    losses = [F.cross_entropy(logits, target, reduction="sum") for target in (labels, mixed)]
-    losses.append(SoftCrossEntropy()(logits, teacher, labels).sum())
-    labelled, soft, taught = (torch.autograd.grad(loss, logits)[0].norm(dim=1) for loss in losses)
-    detached = logits.detach()
-    torch.testing.assert_close(scores_of(detached, labels, None), labelled)
-    torch.testing.assert_close(scores_of(detached, labels, teacher), taught)
-    torch.testing.assert_close(scores_of(detached, mixed, None), soft)
-    torch.testing.assert_close(scores_of(detached, labels, None, teacher, teacher), (labelled + 2 * taught) / 3)
-
-
-def test_scores_of_known_answers() -> None:
-    labels = torch.arange(5)
-    sure = 40.0 * F.one_hot(labels)
-    assert (scores_of(sure, labels, None) < 1e-6).all()
-    torch.testing.assert_close(scores_of(torch.zeros(5, 5), labels, None), torch.full((5,), math.sqrt(1 - 1 / 5)))
-    torch.testing.assert_close(scores_of(sure, (labels + 1) % 5, None), torch.full((5,), math.sqrt(2)))
-    assert (scores_of(sure, (labels + 1) % 5, sure) == 0).all(), "a teacher that agrees"
 
 
 def test_scores_are_running_means() -> None:

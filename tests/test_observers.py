@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -106,3 +107,26 @@ def test_a_slot_without_weight_says_nothing() -> None:
     net, seen = fresh_net(), ImageScores()
     accumulate(net, *batch(), [replace(LARGEST, weight=0.0)], plain_loss, divergence, observers=[seen])
     assert seen.scores is None
+
+
+def scores_of(logits: Tensor, targets: Tensor, *teachers: Tensor | None) -> Tensor:
+    """Of cross-entropy with the labels, or with a teacher; a pass for each."""
+    observer = ImageScores()
+    for teacher in teachers:
+        z = logits.clone().requires_grad_()
+        label = F.cross_entropy(z, targets, reduction="sum")
+        loss = label if teacher is None else SoftCrossEntropy()(z, teacher, targets).sum()
+        (gradient,) = torch.autograd.grad(loss, z)
+        observer.before(LARGEST)
+        observer.after(LARGEST, Pass(logits, teacher, targets, torch.zeros(()), gradient))
+    assert observer.scores is not None
+    return observer.scores
+
+
+def test_scores_of_known_answers() -> None:
+    labels = torch.arange(5)
+    sure = 40.0 * F.one_hot(labels)
+    assert (scores_of(sure, labels, None) < 1e-6).all()
+    torch.testing.assert_close(scores_of(torch.zeros(5, 5), labels, None), torch.full((5,), math.sqrt(1 - 1 / 5)))
+    torch.testing.assert_close(scores_of(sure, (labels + 1) % 5, None), torch.full((5,), math.sqrt(2)))
+    assert (scores_of(sure, (labels + 1) % 5, sure) == 0).all(), "a teacher that agrees"
