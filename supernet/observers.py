@@ -16,8 +16,9 @@ OnGradients = Callable[[Slot, Mapping[str, Tensor]], None]
 class SlotGradients:
     """Hands on the gradients that each slot alone gives, before they join the sum.
 
-    While such a slot runs, its gradients go to buffers of their own, which are added to the sum afterwards: the very
-    sum that would have been, bit for bit. Every parameter must have a gradient (see `supernet.optim.zero_gradients`).
+    While such a slot runs, the sums are put aside, so that autograd hands its gradients over as they are. They are
+    added to the sums afterwards, which gives the very sums that would have been, bit for bit, at the cost of the
+    addition that would have been. Every parameter must have a gradient (see `supernet.optim.zero_gradients`).
 
     Args:
         net: `Supernet.net`; gradients carry its parameter names.
@@ -28,8 +29,9 @@ class SlotGradients:
     def __init__(self, net: nn.Module, on_gradients: OnGradients, chosen: Callable[[Slot], bool]) -> None:
         self._parameters = dict(net.named_parameters())
         self._on_gradients, self._chosen = on_gradients, chosen
-        self._own: dict[str, Tensor] = {}
         self._sums: list[Tensor] = []
+        # For weights that the subnet does not use: zeros of their shapes, without memory.
+        self._nothing = {name: p.detach().new_zeros(()).expand(p.shape) for name, p in self._parameters.items()}
 
     def before(self, slot: Slot) -> None:
         if not self._chosen(slot):
@@ -37,17 +39,17 @@ class SlotGradients:
         parameters = self._parameters.values()
         self._sums = [p.grad for p in parameters if p.grad is not None]
         assert len(self._sums) == len(self._parameters)
-        if not self._own:
-            self._own = {name: torch.zeros_like(p) for name, p in self._parameters.items()}
-        torch._foreach_zero_(list(self._own.values()))
-        for parameter, buffer in zip(parameters, self._own.values(), strict=True):
-            parameter.grad = buffer
+        for parameter in parameters:
+            parameter.grad = None
 
     def after(self, slot: Slot, done: Pass) -> None:
         if not self._chosen(slot):
             return
-        self._on_gradients(slot, self._own)
-        torch._foreach_add_(self._sums, list(self._own.values()))
+        found = [parameter.grad for parameter in self._parameters.values()]
+        own = zip(self._nothing.items(), found, strict=True)
+        self._on_gradients(slot, {name: nothing if given is None else given for (name, nothing), given in own})
+        used = [(total, given) for total, given in zip(self._sums, found, strict=True) if given is not None]
+        torch._foreach_add_([total for total, _ in used], [given for _, given in used])
         for parameter, total in zip(self._parameters.values(), self._sums, strict=True):
             parameter.grad = total
 
