@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from supernet.calibrate import has_statistics, track_statistics
+from supernet.mixture import Mixture
 from supernet.slicing import copy_slices
 from supernet.space import Arch, Space
 
@@ -35,12 +36,16 @@ class Supernet(nn.Module):
         self.space = space
         self.net = space.module(space.widest)
 
-    def forward(self, x: Tensor, arch: Arch | None = None, dropout: float = 0.0, drop_path: float = 0.0) -> Tensor:
-        """Logits [B, classes] of subnet `arch` (None: the largest) for images [B, C, S, S].
+    def forward(
+        self, x: Tensor, arch: Arch | Mixture | None = None, dropout: float = 0.0, drop_path: float = 0.0
+    ) -> Tensor:
+        """Logits [B, classes] of subnet `arch` (None: the largest), or of a mixture, for images [B, C, S, S].
 
         Resize the images to the subnet's resolution beforehand (`supernet.data.resize`). `dropout` and
         `drop_path` are rates in [0, 1) and act in training mode only.
         """
+        if isinstance(arch, Mixture):
+            return self.net(x, arch.plan, dropout=dropout, drop_path=drop_path)
         plan = self.space.plan(self.space.largest() if arch is None else arch)
         return self.net(x, plan, dropout=dropout, drop_path=drop_path)
 

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from supernet.layers.conv import linear
+from supernet.layers.conv import gated, linear
 from supernet.slicing import take
-from supernet.specs import AttentionSpec
+from supernet.specs import AttentionSpec, SoftAttentionSpec
 
 
 def relative_index(grid: int, distance: int) -> Tensor:
@@ -83,16 +83,32 @@ class Attention(nn.Module):
         if self.value_table is not None and index is not None:
             out = out + _with_pairs(weights, self.value_table(index))
         out = out.transpose(1, 2).flatten(2)
-        if sizes.output_scale != 1.0:
-            out = out * sizes.output_scale
+        scale = sizes.scaled if isinstance(sizes, SoftAttentionSpec) and sizes.scaled is not None else sizes.output_scale
+        if isinstance(scale, Tensor) or scale != 1.0:
+            out = out * scale
         return linear(self.proj, out, spec.proj if spec else None)
 
     def _project(self, x: Tensor, sizes: AttentionSpec) -> tuple[Tensor, ...]:
         """[B, N, D] -> queries, keys and values, each [B, H, N, head_dim]."""
-        weight = take(self.qkv, sizes.qkv_shape).flatten(0, 1)
-        bias = None if self.qkv_bias is None else take(self.qkv_bias, sizes.qkv_bias_shape).flatten()
+        weight = take(self.qkv, sizes.qkv_shape)
+        if isinstance(sizes, SoftAttentionSpec):
+            weight = gated(weight, sizes.gates)
+        weight = weight.flatten(0, 1)
+        bias = None if self.qkv_bias is None else _bias(self.qkv_bias, sizes)
         heads = F.linear(x, weight, bias).unflatten(2, (3, sizes.heads, sizes.head_dim))
         return heads.permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _bias(bias: Tensor, sizes: AttentionSpec) -> Tensor:
+    """That of q, k and v, [3 * inner]."""
+    if not isinstance(sizes, SoftAttentionSpec) or sizes.inners is None:
+        return take(bias, sizes.qkv_bias_shape).flatten()
+    total, used = bias.new_zeros(3, sizes.inner), bias.new_zeros(sizes.inner)
+    for width, probability in zip(sizes.inners[0], sizes.inners[1].unbind(), strict=True):
+        behind = (0, sizes.inner - width)
+        total = total + F.pad(take(bias, (3 * width,)).view(3, width), behind) * probability
+        used = used + F.pad(probability.expand(width), behind)
+    return (total / (used + (used == 0))).flatten()
 
 
 def _with_pairs(x: Tensor, pairs: Tensor) -> Tensor:

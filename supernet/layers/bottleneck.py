@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from supernet.layers.conv import ConvNormAct, linear
 from supernet.layers.mbconv import drop_path
-from supernet.specs import BottleneckSpec, PooledHeadSpec
+from supernet.layers.mixing import fitted
+from supernet.specs import BottleneckSpec, PooledHeadSpec, ShortcutSpec, SoftShortcutSpec
 
 
 class Bottleneck(nn.Module):
@@ -35,11 +36,18 @@ class Bottleneck(nn.Module):
         rate = drop_path_rate * (spec or self.spec).drop_path
         if path.identity and rate > 0.0 and self.training:
             out = drop_path(out, rate)
+        if isinstance(path, SoftShortcutSpec):
+            for kind, weight in path.paths:
+                out = out + fitted(self._around(x, kind, sliced=True), path.channels) * weight
+            return F.relu(out)
+        return F.relu(out + self._around(x, path, sliced=spec is not None))
+
+    def _around(self, x: Tensor, path: ShortcutSpec, sliced: bool) -> Tensor:
         if path.pool > 1:
             x = F.avg_pool2d(x, path.pool, ceil_mode=True)  # odd sides round up, as strided convolutions do
         if path.conv is not None and self.shortcut is not None:
-            x = self.shortcut(x, path.conv if spec else None)
-        return F.relu(out + x)
+            x = self.shortcut(x, path.conv if sliced else None)
+        return x
 
 
 class PooledHead(nn.Module):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from supernet.layers.conv import ConvNormAct, batch_norm, linear
+from supernet.layers.mixing import add
 from supernet.specs import (
     ConvSpec,
     FlatHeadSpec,
@@ -115,12 +116,16 @@ class Edge(nn.ModuleDict):
         self.names = {key: f"{name}.{key}" for key in specs}
 
     def forward(self, x: Tensor, plan: Plan | None = None) -> Tensor | None:
-        """The one operation that `plan` has, on x; None where it has none. Without a plan: the only one there is."""
+        """The one operation that `plan` has, on x; None where it has none. Without a plan: the only one there is.
+
+        Of a mixture, the sum over operations of their probability times what they give (DARTS, equation 2).
+        """
+        total: Tensor | None = None
         for key, operation in self.items():
             spec = plan.get(self.names[key]) if plan else None
             if plan is None or spec is not None:
-                return operation(x, spec)
-        return None
+                total = add(total, operation(x, spec), plan.weight([self.names[key]]) if plan else 1.0)
+        return total
 
 
 class Join(nn.Module):

@@ -7,14 +7,16 @@ a subnet inside the supernet. B: batch, C: channels, S: side in pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from supernet.layers.kernel_transform import KernelTransformConv2d
 from supernet.slicing import slice_weight, take
-from supernet.specs import ConvSpec, LinearSpec
+from supernet.specs import ConvSpec, LinearSpec, SoftConvSpec, SoftLinearSpec
 
 
 class HardSigmoid(nn.Module):
@@ -39,9 +41,29 @@ def conv2d(layer: nn.Conv2d, x: Tensor, spec: ConvSpec | None) -> Tensor:
     """[B, C, S, S] -> [B, C', S', S'] with the slice of the layer's weights that `spec` asks for."""
     if spec is None:
         return layer(x)
-    weight = slice_weight(layer, spec.weight_shape)
+    weight = conv_weight(layer, spec)
     bias = None if layer.bias is None else take(layer.bias, (spec.out_channels,))
     return F.conv2d(x, weight, bias, spec.stride, spec.pad, spec.dilation, spec.groups)
+
+
+def conv_weight(layer: nn.Conv2d, spec: ConvSpec) -> Tensor:
+    """The slice of the weight that `spec` asks for; of a mixture the largest one, times its gates."""
+    if not isinstance(spec, SoftConvSpec):
+        return slice_weight(layer, spec.weight_shape)
+    if spec.sizes is None:
+        return gated(slice_weight(layer, spec.weight_shape), spec.gates)
+    mixed = torch.zeros(())
+    for size, probability in zip(spec.sizes[0], spec.sizes[1].unbind(), strict=True):
+        small = slice_weight(layer, (*spec.weight_shape[:2], size, size))
+        mixed = mixed + F.pad(small * probability, [(spec.kernel - size) // 2] * 4)
+    return gated(mixed, spec.gates)
+
+
+def gated(weight: Tensor, gates: Sequence[Tensor]) -> Tensor:
+    """A weight times the factors that a mixture of subnets puts on it, each broadcast."""
+    for gate in gates:
+        weight = weight * gate
+    return weight
 
 
 def batch_norm(layer: nn.BatchNorm2d, x: Tensor, spec: ConvSpec | None) -> Tensor:
@@ -66,6 +88,8 @@ def linear(layer: nn.Linear, x: Tensor, spec: LinearSpec | None) -> Tensor:
     if spec is None:
         return layer(x)
     weight = slice_weight(layer, (spec.out_features, spec.in_features))
+    if isinstance(spec, SoftLinearSpec):
+        weight = gated(weight, spec.gates)
     return F.linear(x, weight, take(layer.bias, (spec.out_features,)))
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from supernet.layers.conv import ConvNormAct, linear
 from supernet.layers.mbconv import MBConv
+from supernet.layers.mixing import add
 from supernet.specs import ConvSpec, MBConvSpec, MLPHeadSpec, Plan
 
 
@@ -26,11 +27,15 @@ class Alternatives(nn.ModuleDict):
 
     def forward(self, x: Tensor, plan: Plan | None = None, drop_path: float = 0.0) -> Tensor:
         """[B, C, S, S] -> [B, C', S', S'] through the candidates of `plan`; None: through what is there."""
+        total: Tensor | None = None
         for name, candidate in zip(self.names, self.values(), strict=True):
             spec = plan.get(name) if plan else None
             if plan is None or spec is not None:
-                x = candidate(x, spec, drop_path) if isinstance(candidate, MBConv) else candidate(x, spec)
-        return x
+                out = candidate(x, spec, drop_path) if isinstance(candidate, MBConv) else candidate(x, spec)
+                total = add(total, out, plan.weight([name]) if plan else 1.0)
+        skipped = plan.weight(absent=self.names) if plan else float(not self.names)
+        total = add(total, x, skipped)
+        return x if total is None else total
 
 
 class MLPHead(nn.Module):

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from supernet.layers.conv import ConvNormAct
+from supernet.layers.mixing import fitted
 from supernet.layers.se import SqueezeExcite
-from supernet.specs import MBConvSpec, ShortcutSpec
+from supernet.specs import MBConvSpec, ShortcutSpec, SoftShortcutSpec
 
 
 def drop_path(x: Tensor, rate: float) -> Tensor:
@@ -55,6 +56,10 @@ class MBConv(nn.Module):
         rate = drop_path_rate * (spec or self.spec).drop_path
         if path.identity and rate > 0.0 and self.training:
             out = drop_path(out, rate)
+        if isinstance(path, SoftShortcutSpec):
+            for kind, weight in path.paths:
+                out = out + fitted(self._around(x, kind, sliced=True), path.channels) * weight
+            return out
         return out + self._around(x, path, sliced=spec is not None)
 
     def _around(self, x: Tensor, path: ShortcutSpec, sliced: bool) -> Tensor:

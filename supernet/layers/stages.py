@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
+from supernet.layers.mixing import in_depth
 from supernet.specs import Plan
 
 
@@ -28,8 +30,15 @@ class Stages(nn.ModuleList):
     def forward(self, x: Tensor, plan: Plan | None = None, drop_path: float = 0.0) -> Tensor:
         """[B, C, S, S] -> [B, C', S', S'] through the blocks of `plan`; None: all of them, as they are."""
         for s, stage in enumerate(self):
-            for b, block in enumerate(stage.children()):
-                spec = plan.get(f"stages.{s}.{b}") if plan else None
-                if plan is None or spec is not None:
-                    x = block(x, spec, drop_path)
+            if plan is None:
+                for block in stage.children():
+                    x = block(x, None, drop_path)
+            else:
+                names = [f"stages.{s}.{b}" for b in range(len(stage))]
+                runs = [partial(_run, block, drop_path) for block in stage.children()]
+                x = in_depth(x, plan, names, runs)
         return x
+
+
+def _run(block: nn.Module, drop_path: float, x: Tensor, spec: Any) -> Tensor:
+    return block(x, spec, drop_path)

@@ -12,13 +12,30 @@ from supernet.layers.attention import Attention
 from supernet.layers.conv import linear
 from supernet.layers.mbconv import drop_path
 from supernet.slicing import slice_weight, take
-from supernet.specs import PatchEmbedSpec, TokenHeadSpec, TransformerSpec
+from supernet.specs import (
+    PatchEmbedSpec,
+    SoftTokenHeadSpec,
+    SoftTransformerSpec,
+    TokenHeadSpec,
+    TransformerSpec,
+)
 
 
-def layer_norm(layer: nn.LayerNorm, x: Tensor, dim: int) -> Tensor:
-    """Layer norm of [.., dim] with the leading scales and shifts."""
-    shape = (dim,)
-    return F.layer_norm(x, shape, take(layer.weight, shape), take(layer.bias, shape), layer.eps)
+def layer_norm(layer: nn.LayerNorm, x: Tensor, sizes: TransformerSpec | TokenHeadSpec) -> Tensor:
+    """Layer norm of [.., dim] with the leading scales and shifts.
+
+    In a mixture of widths each number counts in mean and variance with the probability that it is used: certain
+    choices give the subnet's own norm, which statistics over the largest width would not.
+    """
+    shape = (sizes.dim,)
+    scale, shift = take(layer.weight, shape), take(layer.bias, shape)
+    use = sizes.use if isinstance(sizes, SoftTransformerSpec | SoftTokenHeadSpec) else None
+    if use is None:
+        return F.layer_norm(x, shape, scale, shift, layer.eps)
+    share = use / use.sum()
+    centred = x - (x @ share).unsqueeze(-1)
+    variance = (centred.square() @ share).unsqueeze(-1)
+    return centred * torch.rsqrt(variance + layer.eps) * scale + shift
 
 
 class PatchEmbed(nn.Module):
@@ -80,16 +97,17 @@ class TransformerBlock(nn.Module):
         sizes = spec or self.spec
         rate = drop_path_rate * sizes.drop_path if self.training else 0.0
         before, after = (layer_norm, _unchanged) if sizes.pre_norm else (_unchanged, layer_norm)
-        out = self.attention(before(self.norm1, x, sizes.dim), spec.attention if spec else None, index)
-        x = after(self.norm1, x + _dropped(out, rate), sizes.dim)
-        out = linear(self.fc1, before(self.norm2, x, sizes.dim), spec.fc1 if spec else None)
+        out = self.attention(before(self.norm1, x, sizes), spec.attention if spec else None, index)
+        x = after(self.norm1, x + _dropped(out, rate), sizes)
+        out = linear(self.fc1, before(self.norm2, x, sizes), spec.fc1 if spec else None)
         out = linear(self.fc2, F.gelu(out), spec.fc2 if spec else None)
-        if sizes.mlp_scale != 1.0:
-            out = out * sizes.mlp_scale
-        return after(self.norm2, x + _dropped(out, rate), sizes.dim)
+        scale = sizes.scaled if isinstance(sizes, SoftTransformerSpec) and sizes.scaled is not None else sizes.mlp_scale
+        if isinstance(scale, Tensor) or scale != 1.0:
+            out = out * scale
+        return after(self.norm2, x + _dropped(out, rate), sizes)
 
 
-def _unchanged(layer: nn.LayerNorm, x: Tensor, dim: int) -> Tensor:
+def _unchanged(layer: nn.LayerNorm, x: Tensor, sizes: TransformerSpec | TokenHeadSpec) -> Tensor:
     return x
 
 
@@ -110,7 +128,7 @@ class TokenHead(nn.Module):
     def forward(self, x: Tensor, spec: TokenHeadSpec | None = None, dropout: float = 0.0) -> Tensor:
         sizes = spec or self.spec
         if self.norm is not None:
-            x = layer_norm(self.norm, x, sizes.dim)
+            x = layer_norm(self.norm, x, sizes)
         x = x[:, 0] if sizes.pool == "cls" else x[:, 1:].mean(1)
         x = F.dropout(x, dropout, self.training)
         return linear(self.classifier, x, spec.classifier if spec else None)

@@ -129,7 +129,9 @@ class ResNet(nn.Module):
         for key, conv in self.stem.items():
             spec = plan.get(f"stem.{key}") if plan else None
             if plan is None or spec is not None:
-                x = conv(x, spec) + x if key == "1" else conv(x, spec)
+                out = conv(x, spec)
+                weight = plan.weight([f"stem.{key}"]) if plan else 1.0  # in a mixture, of the one that can be skipped
+                x = x + (out if isinstance(weight, float) else out * weight) if key == "1" else out
         x = F.max_pool2d(x, 3, stride=2, padding=1)
         x = self.stages(x, plan, drop_path)
         return self.head(x, plan["head"] if plan else None, dropout)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, cast
 
 from torch import Tensor, nn
 
 from supernet.choices import Genes, options, unit, whole
 from supernet.layers.attention import relative_index
+from supernet.layers.mixing import in_depth
 from supernet.layers.transformer import PatchEmbed, TokenHead, TransformerBlock
 from supernet.space import Space
 from supernet.specs import AttentionSpec, LinearSpec, PatchEmbedSpec, Plan, TokenHeadSpec, TransformerSpec
@@ -117,11 +119,18 @@ class VisionTransformer(nn.Module):
         """Images [B, C, S, S] -> logits [B, classes]; `dropout` acts before the classifier."""
         index = cast(Tensor | None, self.index)
         x = self.embed(x, plan["embed"] if plan else None)
-        for i, block in enumerate(self.blocks):
-            spec = plan.get(f"blocks.{i}") if plan else None
-            if plan is None or spec is not None:
-                x = block(x, spec, drop_path, index)
+        if plan is None:
+            for block in self.blocks:
+                x = block(x, None, drop_path, index)
+        else:
+            names = [f"blocks.{i}" for i in range(len(self.blocks))]
+            runs = [partial(_run, block, drop_path, index) for block in self.blocks]
+            x = in_depth(x, plan, names, runs)
         return self.head(x, plan["head"] if plan else None, dropout)
+
+
+def _run(block: nn.Module, drop_path: float, index: Tensor | None, x: Tensor, spec: TransformerSpec) -> Tensor:
+    return block(x, spec, drop_path, index)
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,23 @@ from supernet.specs.cell import (
     most_held,
 )
 from supernet.specs.conv import ConvSpec, HeadSpec, LinearSpec, MBConvSpec, ShortcutSpec, SqueezeExciteSpec
+from supernet.specs.darts import FactorizedReduceSpec, NormedPoolSpec
 from supernet.specs.macro import MLPHeadSpec
+from supernet.specs.soft import (
+    SoftAttentionSpec,
+    SoftConvSpec,
+    SoftLinearSpec,
+    SoftShortcutSpec,
+    SoftTokenHeadSpec,
+    SoftTransformerSpec,
+)
 
 __all__ = [
     "AttentionSpec",
     "BottleneckSpec",
     "ConvSpec",
     "EdgeSpec",
+    "FactorizedReduceSpec",
     "FlatHeadSpec",
     "HeadSpec",
     "IdentitySpec",
@@ -32,6 +42,7 @@ __all__ = [
     "MBConvSpec",
     "MLPHeadSpec",
     "NormHeadSpec",
+    "NormedPoolSpec",
     "PatchEmbedSpec",
     "Plan",
     "PoolSpec",
@@ -40,6 +51,12 @@ __all__ = [
     "SepConvSpec",
     "SeparableSpec",
     "ShortcutSpec",
+    "SoftAttentionSpec",
+    "SoftConvSpec",
+    "SoftLinearSpec",
+    "SoftShortcutSpec",
+    "SoftTokenHeadSpec",
+    "SoftTransformerSpec",
     "SqueezeExciteSpec",
     "TokenHeadSpec",
     "TransformerSpec",

@@ -65,6 +65,14 @@ class Plan:
     def __getitem__(self, name: str) -> Any:
         return self._by_name[name]
 
+    def weight(self, present: Iterable[str] = (), absent: Iterable[str] = ()) -> Any:
+        """1.0 if the subnet has the layers `present` and none of `absent`, else 0.0.
+
+        Of a mixture it is the probability of that, a tensor where it is neither certain nor impossible.
+        """
+        by_name = self._by_name
+        return float(all(name in by_name for name in present) and not any(name in by_name for name in absent))
+
     @cached_property
     def macs(self) -> int:
         return sum(spec.macs for _, spec in self.layers)

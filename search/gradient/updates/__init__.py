@@ -1,0 +1,1 @@
+"""How weights and architecture parameters take turns: one file per rule."""
