@@ -44,8 +44,8 @@ class Codes:
     def counting(self, rows: Rows) -> NDArray[np.bool_]:
         """Which genes count [N, G]."""
         mask = np.ones(rows.shape, dtype=bool)
-        for i, parent, least in _conditions(self.space):
-            mask[:, i] = mask[:, parent] & (rows[:, parent] >= least)
+        for i, (parent, fits) in _conditions(self.space).items():
+            mask[:, i] = mask[:, parent] & fits[rows[:, parent]]
         return mask
 
     def canonical(self, rows: Rows) -> Rows:
@@ -153,28 +153,27 @@ def _keys(rows: Rows) -> list[bytes]:
 
 
 @lru_cache(maxsize=8)
-def _conditions(space: Space) -> tuple[tuple[int, int, int], ...]:
-    """(gene, its parent, the least option index of the parent with which the gene counts)."""
-    found = []
+def _conditions(space: Space) -> dict[int, tuple[int, NDArray[np.bool_]]]:
+    """By gene, those that have a parent: it, and with which of its options [options of the parent] the gene counts."""
+    found = {}
     for i, gene in enumerate(space.genes):
         if gene.parent is not None:
             options = space.genes[gene.parent].options
-            enough = [k for k, option in enumerate(options) if not isinstance(option, str) and option > gene.above]
-            found.append((i, gene.parent, enough[0] if enough else len(options)))
-    return tuple(found)
+            found[i] = (gene.parent, np.array([gene.counts_at(option) for option in options]))
+    return found
 
 
 @lru_cache(maxsize=8)
 def _all_rows(space: Space) -> Rows:
     """Every subnet of a small space as a canonical row, in the order of the codes."""
-    conditions = {i: (parent, least) for i, parent, least in _conditions(space)}
+    conditions = _conditions(space)
     rows = np.zeros((1, 0), dtype=np.int64)
     counting: list[NDArray[np.bool_]] = []
     for i, gene in enumerate(space.genes):
         counts = np.ones(len(rows), dtype=bool)
         if i in conditions:
-            parent, least = conditions[i]
-            counts = counting[parent] & (rows[:, parent] >= least)
+            parent, fits = conditions[i]
+            counts = counting[parent] & fits[rows[:, parent]]
         repeats = np.where(counts, len(gene.options), 1)
         starts = np.repeat(np.cumsum(repeats) - repeats, repeats)
         column = np.arange(repeats.sum()) - starts

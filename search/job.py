@@ -5,27 +5,28 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from search.begun import STATE, TRIALS, as_begun, checkpoint_of, newest_unfinished
 from search.constraint import Budget, Constraint, range_of
+from search.fresh import SUPERNET, open_fresh
 from search.latency.model import LatencyModel
 from search.limits import LABELS, shown
-from search.settings import SearchSettings
+from search.settings import SearchSettings, is_gradient, short_name
 from supernet.build import OpenedRun, changed_splits, make_data, open_run, pick_device
 from supernet.calibrate import has_statistics
 from supernet.construct import construct
 from supernet.distributed import ALONE, Ranks
 from supernet.errors import UserError
-from supernet.runs import CHECKPOINT, RESULTS, is_locked, newest_finished, plain, read_json
+from supernet.runs import RESULTS, plain, read_json
 
 if TYPE_CHECKING:
     from supernet.data import Data, DataInfo
 
-TRIALS = "trials.jsonl"
 PUBLISHED_CALIBRATION = 2000  # images; what Once-for-All takes
 SUFFIX = re.compile(r"(\.pth)?\.(tar|pth|pt)$")  # of checkpoint files; other dots belong to their names
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -48,7 +49,9 @@ class Job:
 
     @property
     def root(self) -> Path:
-        """The folder of all searches in the training run; of a file published elsewhere, a folder in `runs_dir`."""
+        """The folder of all searches in the training run; of others a folder in `runs_dir`."""
+        if self.settings.is_fresh:
+            return Path(self.settings.runs_dir) / "search"
         if not self.run.config:
             return Path(self.settings.runs_dir) / "pretrained" / SUFFIX.sub("", self.run.source.name) / "search"
         return self.run.folder / "search"
@@ -81,17 +84,25 @@ class Job:
             return self.settings.calibration_images
         return int(self.run.config["train"]["calibration_images"]) if self.run.config else PUBLISHED_CALIBRATION
 
+    @property
+    def batch_size(self) -> int:
+        """Of the training images."""
+        size = {**self.run.config.get("data", {}), **_data_overrides(self.settings, self.config)}.get("batch_size")
+        assert isinstance(size, int)
+        return size
+
+    def saved_in(self, folder: Path) -> Job:
+        """The same job, its supernet named by where the search in `folder` saves it, if it trains one of its own."""
+        if not self.settings.is_fresh:
+            return self
+        return replace(self, run=replace(self.run, folder=folder / SUPERNET, source=folder / SUPERNET))
+
     def facts(self) -> list[str]:
         """Lines that tell the user what is searched, and what is reachable."""
         space = self.budget.space
         ranges = {
             name: f"{shown(name, low)} to {shown(name, high)}" for name, (low, high) in range_of(self.budget).items()
         }
-        newest = " (the newest finished training run)" if self.settings.checkpoint is None else ""
-        if not self.run.config:
-            newest += " (published elsewhere)"
-        elif not (self.run.folder / RESULTS).exists():
-            newest += f" (its training has not ended: step {self.run.step:,})"
         binds = "" if not self.budget.feasible(space.largest()) else " (does not bind: the largest subnet is inside)"
         reach = ", ".join(f"{reached} {LABELS.get(name, name)}" for name, reached in ranges.items())
         kept = (
@@ -100,7 +111,7 @@ class Job:
             else ("statistics: the checkpoint's own, which fit only the subnet that they were measured on")
         )
         facts = [
-            f"checkpoint: {self.run.source}{newest}",
+            self._origin(),
             f"space {space.name!r}: {_count(space.size())} subnets, {reach}",
             f"budget: {self.budget.describe()}{binds}",
             *([kept] if kept else []),
@@ -110,6 +121,17 @@ class Job:
         sizes = self.data.sizes
         splits = f"{sizes['search']:,} to search on, {sizes['val']:,} to choose among the finalists"
         return [*facts, f"images: {splits}, {sizes['test']:,} to test"]
+
+    def _origin(self) -> str:
+        """Where the weights come from."""
+        if self.settings.is_fresh:
+            return f"supernet: space {self.budget.space.name!r} from initial weights (seed {self.settings.seed})"
+        newest = " (the newest finished training run)" if self.settings.checkpoint is None else ""
+        if not self.run.config:
+            newest += " (published elsewhere)"
+        elif not (self.run.folder / RESULTS).exists():
+            newest += f" (its training has not ended: step {self.run.step:,})"
+        return f"checkpoint: {self.run.source}{newest}"
 
     def setup(self) -> dict[str, Any]:
         """Whatever decides scores and proposals; a resumed search must have the same."""
@@ -141,12 +163,23 @@ class Job:
             newest = newest_unfinished(self.root, "*")
             if newest is None:
                 raise UserError(f"resume=auto: no unfinished search under {self.root}; start one without resume=")
-            return newest
+            return self._same_kind(newest)
         folder = Path(resume)
-        if not (folder / TRIALS).is_file():
-            raise UserError(f"resume={resume}: no search is there ({TRIALS} is missing)")
+        if not any((folder / name).is_file() for name in (TRIALS, STATE)):
+            raise UserError(f"resume={resume}: no search is there ({TRIALS} or {STATE} is missing)")
         if (folder / RESULTS).exists():
             raise UserError(f"resume={resume}: that search is finished, see {folder / RESULTS}; drop resume=")
+        return self._same_kind(folder)
+
+    def _same_kind(self, folder: Path) -> Path:
+        """`folder`; UserError if the search in it has trials where this one has gradients, or the reverse."""
+        saved, now = folder / "config.json", self.config["algorithm"]
+        begun = read_json(saved)["algorithm"] if saved.is_file() else now
+        if is_gradient(begun) != is_gradient(now):
+            raise UserError(
+                f"resume={folder}: begun with algorithm={short_name(begun)}, which algorithm={short_name(now)} cannot "
+                "go on with; repeat the first command's settings"
+            )
         return folder
 
 
@@ -157,21 +190,24 @@ def open_job(config: Mapping[str, Any], ranks: Ranks = ALONE) -> Job:
         UserError: for any setting that is wrong, a missing or damaged checkpoint, missing data, or data whose
             classes or channels are not those of the supernet.
     """
-    config = _as_begun(config)
+    config = as_begun(config)
     settings = SearchSettings.of(config)
     constraint: Constraint = construct(config["constraint"], "constraint")
     device = ranks.device(pick_device(settings.device))
-    run = open_run(_checkpoint(settings), device, settings.family, settings.space)
+    if settings.is_fresh:
+        run, data = open_fresh(settings, config["algorithm"], device)
+    else:
+        run, data = open_run(checkpoint_of(settings), device, settings.family, settings.space), None
     space = run.net.space
     if space.size() == 1 and settings.arch is None:
-        raise UserError(
-            f"{run.source} holds one subnet only, there is nothing to search: evaluate it with arch=largest"
-        )
+        instead = "" if settings.is_fresh else ": evaluate it with arch=largest"
+        raise UserError(f"{run.source} holds one subnet only, there is nothing to search{instead}")
     model = None if settings.latency is None else LatencyModel.load(settings.latency, space)
     budget = constraint.on(space, None if model is None else model.additive)
     if "latency_ms" in settings.objectives and model is None:
         raise UserError("objectives: latency_ms needs latency=<folder>; make one with mode=latency")
-    data = _open_data(run, settings, device)
+    if not settings.is_fresh:
+        data = _open_data(run, settings, config, device)
     job = Job(settings, config, run, data, budget, model, ranks)
     if data is None and settings.calibration_images:
         raise UserError(
@@ -186,30 +222,16 @@ def open_job(config: Mapping[str, Any], ranks: Ranks = ALONE) -> Job:
     return job
 
 
-def _as_begun(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """With `resume` or `from`, what a search of a published file was begun with where it is not repeated."""
-    resume = config["resume"] or config["from"]
-    if resume == "auto" and config["checkpoint"] is None:
-        found = _newest_begun(Path(config["runs_dir"]))
-        resume = None if found is None else str(found)
-    saved = Path(resume) / "config.json" if resume else None
-    if saved is None or not saved.is_file():
-        return config
-    begun = read_json(saved)
-    kept = {key: begun[key] for key in ("family", "space") if not config[key] and begun.get(key)}
-    if "_target_" in begun.get("data", {}) and "_target_" not in config["data"]:
-        kept["data"] = {**begun["data"], **{key: value for key, value in config["data"].items() if value is not None}}
-    return {**config, **kept}
+def _data_overrides(settings: SearchSettings, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries that replace the training run's own. An algorithm that trains may ask for batches of its own size."""
+    algorithm = config["algorithm"]
+    size = algorithm.get("batch_size") if is_gradient(algorithm) else None
+    return {**settings.data_overrides, **({} if size is None else {"batch_size": size})}
 
 
-def _newest_begun(runs: Path) -> Path | None:
-    """The newest unfinished search of any training run or published file."""
-    patterns = [(runs / "train", "*/search/*"), (runs / "pretrained", "*/search/*")]
-    found = [folder for root, pattern in patterns if (folder := newest_unfinished(root, pattern))]
-    return max(found, key=lambda folder: (folder / TRIALS).stat().st_mtime_ns, default=None)
-
-
-def _open_data(run: OpenedRun, settings: SearchSettings, device: torch.device) -> Data | None:
+def _open_data(
+    run: OpenedRun, settings: SearchSettings, config: Mapping[str, Any], device: torch.device
+) -> Data | None:
     """The training run's data, or what the configuration names; None if an export can do without.
 
     Raises:
@@ -223,7 +245,7 @@ def _open_data(run: OpenedRun, settings: SearchSettings, device: torch.device) -
                 "with arch=<subnet> a subnet is exported without"
             )
         return None
-    data = make_data(run.config, device, settings.data_overrides)
+    data = make_data(run.config, device, _data_overrides(settings, config))
     for key, mine in (("num_classes", data.info.num_classes), ("in_channels", data.info.channels)):
         theirs = space.description.get(key, mine)
         if theirs != mine:
@@ -237,34 +259,6 @@ def _open_data(run: OpenedRun, settings: SearchSettings, device: torch.device) -
             "may have been trained on, so no score would mean anything; restore the data, or train again"
         )
     return data
-
-
-def _checkpoint(settings: SearchSettings) -> Path:
-    """As given; else that of the search to resume or to choose from; else the newest finished training run's."""
-    if settings.checkpoint is not None:
-        return Path(settings.checkpoint)
-    runs = Path(settings.runs_dir) / "train"
-    begun = _newest_begun(runs.parent) if settings.resume == "auto" else settings.resume or settings.reselect
-    if begun is not None:
-        saved = Path(begun) / "config.json"
-        if saved.is_file():  # a search lies in its run's folder, wherever that was moved
-            source, run = Path(read_json(saved)["checkpoint"]), Path(begun).parent.parent
-            moved = run / source.name if source.suffix == ".pt" else run
-            return moved if moved.is_file() or (moved / CHECKPOINT).is_file() else source
-    if settings.resume == "auto":
-        raise UserError(f"resume=auto: no unfinished search under {settings.runs_dir}; start one without resume=")
-    return newest_finished(runs)
-
-
-def newest_unfinished(root: Path, pattern: str) -> Path | None:
-    """The newest search folder under `root` that has trials but no results, and that no process writes to."""
-    begun = [
-        path
-        for path in root.glob(f"{pattern}/{TRIALS}")
-        if not (path.parent / RESULTS).exists() and not is_locked(path.parent)
-    ]
-    newest = max(begun, key=lambda path: (path.stat().st_mtime_ns, path.parent.name), default=None)
-    return None if newest is None else newest.parent
 
 
 def _fingerprint(net: torch.nn.Module) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from search.job import Job, open_job
 from search.selected import evaluate_and_export, select_again
+from search.settings import is_gradient
 from search.study import dry_run, run_study
 from supernet.build import parse_arch
 from supernet.distributed import join
@@ -48,6 +49,10 @@ def main(config: Mapping[str, Any]) -> float:
 
 def _searched(job: Job, config: Mapping[str, Any]) -> float:
     job.budget.check_reachable()
+    if is_gradient(config["algorithm"]) and not job.settings.dry_run:
+        from search.gradient.study import run_gradient
+
+        return run_gradient(job, config["algorithm"].get("name", "gradient"))
     return dry_run(job) if job.settings.dry_run else run_study(job, config["algorithm"])
 
 

@@ -13,6 +13,7 @@ from supernet.export import check_formats
 COSTS = ("macs", "params", "latency_ms", "memory_mb", "size_mb")
 # What only mode=latency reads, see `search.latency.mode.LatencySettings`.
 MEASURING = ("source", "batch", "dtype", "threads", "memory_format", "minutes", "subnets", "held_out")
+GRADIENT = "search.gradient.search.GradientSearch"  # `_target_` of the algorithms that train while they search
 
 
 @dataclass(frozen=True)
@@ -56,23 +57,61 @@ class SearchSettings:
             raise UserError(f"objectives: no such cost {sorted(unknown)}; choose from {list(COSTS)}")
         if self.arch is not None and self.resume is not None:
             raise UserError("arch= evaluates one subnet, there is nothing to resume: drop one of the two")
+        if self.is_fresh:
+            self._check_fresh()
         check_formats(self.formats)
+
+    def _check_fresh(self) -> None:
+        """Refuse what needs trained weights."""
+        untrained = "space=<name> starts from untrained weights"
+        for name, path in (("checkpoint", self.checkpoint), ("family", self.family)):
+            if path is not None:
+                raise UserError(f"{name}={path} names trained weights, {untrained}: drop one of the two")
+        for name, subnet in (("arch", self.arch), ("from", self.reselect)):
+            if subnet is not None:
+                raise UserError(
+                    f"{name}={subnet} needs trained weights, {untrained}: drop space=, say checkpoint=<run>"
+                )
 
     @staticmethod
     def of(config: Mapping[str, Any]) -> SearchSettings:
         """Raises UserError for unknown, missing or ill-typed entries."""
         if not isinstance(config["data"], Mapping):
             raise UserError(f"data={config['data']}: expected a mapping, or a file of configs/data")
-        if not isinstance(config["space"], Mapping) or "_target_" in config["space"]:
-            raise UserError("space=<name> goes with mode=latency; a search has the space of its checkpoint")
+        if not isinstance(config["space"], Mapping):
+            raise UserError(f"space={config['space']}: expected a mapping, or a file of configs/space")
+        if "_target_" in config["space"] and not is_gradient(config["algorithm"]):
+            raise UserError(
+                f"space=<name> starts from untrained weights, which algorithm={short_name(config['algorithm'])} cannot "
+                "search: train first (python train.py space=...), or use a gradient algorithm (tangle, darts, drnas, "
+                "gdas, snas, proxyless, rarts)"
+            )
         elsewhere = {"algorithm", "constraint", "data", "from", "truth", *MEASURING}
         own = {key: value for key, value in config.items() if key not in elsewhere}
         own["reselect"] = config.get("from")  # the word is Python's
         target = {"_target_": "search.settings.SearchSettings", **own}
-        settings: SearchSettings = construct(target, "", data=config["data"])  # a description, not yet the data
+        described = {"data": config["data"]}  # not yet the data
+        if "_target_" in config["space"]:
+            described["space"] = config["space"]  # not yet the space
+        settings: SearchSettings = construct(target, "", **described)
         return settings
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the search trains the weights itself, from initial ones: `space` is then a whole space."""
+        return "_target_" in self.space
 
     @property
     def data_overrides(self) -> dict[str, Any]:
         """Entries that replace the training run's own; null keeps those."""
         return {key: value for key, value in self.data.items() if value is not None}
+
+
+def is_gradient(algorithm: Mapping[str, Any]) -> bool:
+    """Whether this section of a configuration describes gradient-based search."""
+    return algorithm.get("_target_") == GRADIENT
+
+
+def short_name(algorithm: Mapping[str, Any]) -> str:
+    """An algorithm's name in messages: that of its file."""
+    return str(algorithm.get("_target_")).rpartition(".")[0].rpartition(".")[2]

@@ -94,7 +94,7 @@ def _search(job: Job, algorithm: Algorithm, name: str, folder: Path, log: RunLog
         "winner": winner,
         "baseline": {**baseline.summary(), "metrics": baseline.scores()} if baseline else None,
     }
-    _report(job, found, baseline, winner, name, folder)
+    write_report(job, found, baseline, winner, name, folder)
     write_json(folder / RESULTS, results)
     rows = [row("chosen", found.winner.metrics, winner["metrics"])]
     if baseline:
@@ -127,7 +127,7 @@ def _outcome(job: Job, searcher: Algorithm, label: str, file: Path, facts: Mappi
     return Outcome(trials, *rescore(job, trials, log, label), reused)
 
 
-def _report(
+def write_report(
     job: Job, found: Outcome, baseline: Outcome | None, winner: Mapping[str, Any], name: str, folder: Path
 ) -> None:
     """front.*, progress.* and report.md."""

@@ -51,9 +51,11 @@ class Genes(list[Gene]):
         index: int | None = None,
         parent: Choice | None = None,
         above: float = 0,
+        among: Sequence[Option] | None = None,
     ) -> Choice:
-        """One more gene, see `Gene`. With a `parent` it counts only while that gene's value is > `above`."""
-        self.append(Gene(key, index, tuple(options), parent.position if parent else None, above))
+        """One more gene, see `Gene`. With a `parent` it counts only while its value is > `above`, or one of `among`."""
+        position = parent.position if parent else None
+        self.append(Gene(key, index, tuple(options), position, above, None if among is None else tuple(among)))
         return Choice(len(self) - 1)
 
 

@@ -42,8 +42,8 @@ ALIASES = {
 class Gene:
     """One categorical choice.
 
-    `parent` and `above` say when it counts: only while the gene at position `parent` has a value > `above`
-    (the kernel of block 3 counts only while the stage's depth is > 3). None: it always counts.
+    With a `parent` it counts only while the gene at that position has a value > `above` (the kernel of block 3 counts
+    only while the stage's depth is > 3) or, if `among` is given, one of these (an operation whose edge is chosen).
     """
 
     key: str
@@ -51,10 +51,15 @@ class Gene:
     options: tuple[Option, ...]
     parent: int | None = None
     above: float = 0
+    among: tuple[Option, ...] | None = None
 
     @property
     def name(self) -> str:
         return self.key if self.index is None else f"{self.key}[{self.index}]"
+
+    def counts_at(self, value: Option) -> bool:
+        """Whether it counts where its parent counts and has this value."""
+        return value in self.among if self.among is not None else not isinstance(value, str) and value > self.above
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ class Space:
             {"num_heads": "layer_num"} a subnet of 12 layers shows 12 numbers of heads. A single gene is repeated.
 
     Raises:
-        ValueError: if options are empty, not distinct or (numbers) not ascending, or a parent follows its child.
+        ValueError: if options are empty, not distinct or (numbers) not ascending, or a gene's condition is wrong.
     """
 
     def __init__(
@@ -122,6 +127,8 @@ class Space:
                 raise ValueError(f"{gene.name}: options must be ascending, got {list(gene.options)}")
             if gene.parent is not None and not 0 <= gene.parent < position:
                 raise ValueError(f"{gene.name}: its parent must come before it")
+            if gene.among is not None and (gene.parent is None or gene.above):
+                raise ValueError(f"{gene.name}: among={gene.among} needs a parent, and no `above`")
         self._option_index = [{option: i for i, option in enumerate(g.options)} for g in self.genes]
         self._entries = Counter(gene.key for gene in self.genes)
         self._unit_spec = [lru_cache(maxsize=None)(unit.spec) for unit in self.units]
@@ -207,8 +214,7 @@ class Space:
         if gene.parent is None:
             return True
         parent = self.genes[gene.parent]
-        value = parent.options[codes[gene.parent]]
-        return self.counts(parent, codes) and _is_above(value, gene.above)
+        return self.counts(parent, codes) and gene.counts_at(parent.options[codes[gene.parent]])
 
     def largest(self) -> Arch:
         """Every gene at its last option."""
@@ -371,15 +377,9 @@ class Space:
 
     def _count(self, position: int) -> int:
         """Distinct settings of a gene together with everything that depends on it."""
-        children = [i for i, gene in enumerate(self.genes) if gene.parent == position]
-        return sum(
-            math.prod(self._count(i) for i in children if _is_above(option, self.genes[i].above))
-            for option in self.genes[position].options
-        )
-
-
-def _is_above(option: Option, threshold: float) -> bool:
-    return not isinstance(option, str) and option > threshold
+        children = [(i, gene) for i, gene in enumerate(self.genes) if gene.parent == position]
+        options = self.genes[position].options
+        return sum(math.prod(self._count(i) for i, gene in children if gene.counts_at(option)) for option in options)
 
 
 def load_space(config: Any, **kwargs: Any) -> Space:

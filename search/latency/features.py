@@ -91,8 +91,7 @@ def _presences(space: Space) -> list[tuple[tuple[int, ...], NDArray[np.bool_]]]:
         present = np.ones([len(space.genes[j].options) for j in reads], dtype=bool)
         if gene.parent is not None:
             for code in range(len(space.genes[gene.parent].options)):
-                option = space.genes[gene.parent].options[code]
-                present[code] = not isinstance(option, str) and option > gene.above
+                present[code] = gene.counts_at(space.genes[gene.parent].options[code])
         found.append((reads, present))
     return found
 

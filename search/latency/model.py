@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
+
+    from supernet.mixture.expected import ExpectedCost
 
 FORMAT = "latency-model-1"
 PROBES = 16  # subnets whose MACs tell spaces of one name apart
@@ -48,15 +51,13 @@ class LatencyModel:
 
         `probs` has the probabilities [options] of every gene of the space, in its order.
         """
-        import torch
+        return self._expected(probs)
 
-        total = probs[0].new_tensor(float(self.additive.offset))
-        for factor in self.additive.factors:
-            table = torch.as_tensor(factor.table, dtype=probs[0].dtype, device=probs[0].device)
-            for gene in reversed(factor.reads):
-                table = table @ probs[gene]
-            total = total + table
-        return total
+    @cached_property
+    def _expected(self) -> ExpectedCost:
+        from supernet.mixture.expected import ExpectedCost
+
+        return ExpectedCost(self.additive)
 
     def save(self, path: Path) -> None:
         """Write it as plain JSON, completely or not at all."""

@@ -1,0 +1,1 @@
+"""How a budget acts while probabilities are learned: one file per rule."""

@@ -1,0 +1,89 @@
+"""`algorithm=tangle`, `darts`, `drnas`, `gdas`, `snas`, `proxyless`, `rarts`: what one gradient-based search consists of.
+
+A method is a choice of parts: the mix (how probabilities are drawn), the update (how weights and architecture
+parameters take turns), the bound (how the budget enters the loss) and the selection (how one subnet comes out of it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from search.algorithm import at_least_one, share
+from search.constraint import Budget
+from search.gradient.bounds.base import Bound
+from search.gradient.mixes.base import Mix
+from search.gradient.select.base import Select
+from search.gradient.updates.base import Update
+from supernet.construct import construct
+from supernet.errors import UserError
+from supernet.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class GradientSearch:
+    """The settings of a search; see `configs/algorithm/tangle.yaml` for the meaning of each.
+
+    `optim` is a description, since the optimizer is made for each network.
+    """
+
+    mix: Mix
+    update: Update
+    select: Select
+    bound: Bound
+    optim: Mapping[str, Any]
+    schedule: Schedule
+    epochs: int
+    name: str = "gradient"
+    warmup_epochs: int = 0
+    weights: Literal["auto", "train", "frozen"] = "auto"
+    train_portion: float = 0.5
+    arch_split: Literal["auto", "train", "search"] = "auto"
+    arch_lr: float = 3e-4
+    arch_betas: tuple[float, float] = (0.5, 0.999)
+    arch_weight_decay: float = 0.0
+    arch_every: int = 1
+    clip_norm: float | None = 5.0
+    dropout: float = 0.0
+    label_smoothing: float = 0.0
+    batch_size: int | None = None
+    candidates: int = 1
+
+    def __post_init__(self) -> None:
+        at_least_one(epochs=self.epochs, arch_every=self.arch_every, candidates=self.candidates)
+        share(dropout=self.dropout, label_smoothing=self.label_smoothing)
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise ValueError(f"warmup_epochs={self.warmup_epochs}: must be from 0 to below epochs={self.epochs}")
+        if not self.arch_lr > 0:
+            raise ValueError(f"arch_lr={self.arch_lr}: must be positive")
+        if not all(0 <= beta < 1 for beta in self.arch_betas) or self.arch_weight_decay < 0:
+            raise ValueError(
+                f"arch_betas={list(self.arch_betas)} must be from 0 to below 1, "
+                f"arch_weight_decay={self.arch_weight_decay} must not be negative"
+            )
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"clip_norm={self.clip_norm}: must be positive, or null for no clipping")
+
+    @staticmethod
+    def of(described: Mapping[str, Any], budget: Budget) -> GradientSearch:
+        """From the section `algorithm` of a configuration. Raises UserError for wrong settings."""
+        parts = dict(described)
+        for name in ("mix", "update", "select", "bound", "optim", "schedule"):
+            if not isinstance(parts.get(name), Mapping) or "_target_" not in parts[name]:
+                raise UserError(
+                    f"algorithm.{name}={parts.get(name)}: expected a mapping with _target_; say algorithm/{name}=<file>"
+                )
+        bound = construct(parts["bound"], "algorithm.bound", windows=budget.windows)
+        settings: GradientSearch = construct(parts, "algorithm", bound=bound, optim=parts["optim"])
+        return settings
+
+    def learns_weights(self, fresh: bool) -> bool:
+        """Whether the weights are trained: "auto" trains initial ones, and leaves trained ones as they are.
+
+        Raises:
+            UserError: if initial weights would stay as they are.
+        """
+        if fresh and self.weights == "frozen":
+            raise UserError("algorithm.weights=frozen: initial weights must learn; drop it, or give checkpoint=<run>")
+        return fresh if self.weights == "auto" else self.weights == "train"

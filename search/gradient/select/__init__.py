@@ -1,0 +1,1 @@
+"""Selection: from a trained mixture to one subnet."""

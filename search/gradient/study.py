@@ -1,0 +1,123 @@
+"""A gradient-based search from beginning to end: learn, select a subnet inside the budget, score, export, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from search.begun import STATE, TRIALS
+from search.conclude import about, conclude, describe, resume_command, row
+from search.evaluator import SupernetEvaluator
+from search.finish import rescore, ship
+from search.fresh import SUPERNET, save_weights
+from search.gradient.figures import plot_trace
+from search.gradient.learner import Learner
+from search.gradient.search import GradientSearch
+from search.gradient.select.base import SelectState
+from search.gradient.trace import TRACE
+from search.history import History
+from search.job import Job
+from search.study import Outcome, write_report
+from supernet.errors import UserError
+from supernet.log import RunLog
+from supernet.memory import keep_freed_memory
+from supernet.net import Supernet
+from supernet.runs import RESULTS, lock, new_run, write_json
+from supernet.space import Arch
+
+
+def run_gradient(job: Job, name: str) -> float:
+    """Search with gradients. `name`: the algorithm's, for folders and figures. Returns the chosen top-1 on val, %.
+
+    Raises:
+        UserError: for wrong settings, losses that are not finite, or a supernet that cannot be mixed.
+        KeyboardInterrupt: after Ctrl-C; the state is saved.
+    """
+    settings = _settings(job)
+    folder = job.resumable() or new_run(job.root, name)
+    job = job.saved_in(folder)
+    describe(job, folder)
+    with lock(folder), RunLog(folder) as log:
+        for line in job.facts():
+            log.say(line)
+        log.say(f"folder: {folder}")
+        if left := [measure for measure in job.budget.windows if measure == "memory_mb"]:
+            log.say(f"note: {left[0]} is no sum over layers: the decoded subnet meets it, the loss does not know of it")
+        try:
+            return _search(job, settings, name, folder, log)
+        except KeyboardInterrupt:
+            log.say(f"interrupted, saved. To go on: {resume_command(folder)}")
+            raise
+
+
+def _settings(job: Job) -> GradientSearch:
+    """Checked against what cannot go together with it."""
+    if job.ranks.world > 1:
+        raise UserError("gradient-based search runs in one process: start it without torchrun")
+    if job.settings.baseline is not None:
+        raise UserError("baseline=random goes with searches that score subnets: run algorithm=random beside this one")
+    if not isinstance(job.run.net, Supernet):
+        raise UserError("gradient-based search needs one supernet (sharing=full); this checkpoint holds groups of them")
+    return GradientSearch.of(job.config["algorithm"], job.budget)
+
+
+def _search(job: Job, settings: GradientSearch, name: str, folder: Path, log: RunLog) -> float:
+    net, fresh = job.run.net, job.settings.is_fresh
+    if next(net.parameters()).device.type == "cpu":
+        keep_freed_memory()
+    learn_weights = settings.learns_weights(fresh)
+    setup = job.setup()
+    learner = Learner(
+        settings, net, job.images, job.budget, job.batch_size, job.settings.seed, learn_weights, folder, log, setup
+    )
+    if (folder / STATE).is_file():
+        learner.restore()
+    before = time.perf_counter()
+    learner.run()
+    state = SelectState(job.budget, learner, job.settings.seed, log, learner.selected)
+    arch = settings.select.select(state)
+    learner.save_state()
+    seconds = learner.seconds
+    log.say(f"learned in {seconds:.1f} s ({time.perf_counter() - before:.1f} s since the last start)")
+    plot_trace(folder, learner.trace)
+    net.requires_grad_(True)
+    if learn_weights:
+        run_config = dict(job.run.config) if fresh else {**job.run.config, "algorithm": dict(job.config["algorithm"])}
+        save_weights(folder, net, run_config, job.images, learner.step, {"kind": "search", "seconds": seconds})
+    found = _scored(job, learner, arch, folder, log, setup)
+    winner = ship(job, found.winner.arch, found.scores(), folder)
+    write_report(job, found, None, winner, name, folder)
+    results = {
+        "kind": "search",
+        "algorithm": dict(job.config["algorithm"]),
+        **about(job),
+        **found.summary(),
+        "learned_seconds": seconds,
+        "steps": learner.step,
+        "selected": arch.to_json(),
+        "winner": winner,
+        "baseline": None,
+    }
+    write_json(folder / RESULTS, results)
+    log.say(f"probabilities: {folder / 'probabilities.png'}, curves: {folder / 'search.png'}, by epoch: {TRACE}")
+    if learn_weights:
+        log.say(f"supernet: {folder / SUPERNET} (python search.py checkpoint={folder / SUPERNET})")
+    conclude(job, folder, log, [row("chosen", found.winner.metrics, winner["metrics"])], winner, is_search=True)
+    return float(found.validated[found.winner.arch].top1)
+
+
+def _scored(
+    job: Job, learner: Learner, arch: Arch, folder: Path, log: RunLog, setup: Mapping[str, Any]
+) -> Outcome:
+    """The selected subnet and, with `candidates` > 1, the newest others that epochs decoded: the best on val wins."""
+    archs: Sequence[Arch] = list(dict.fromkeys([arch, *learner.trace.archs()]))[: learner.settings.candidates]
+    history = History(folder / TRIALS, job.budget.space, setup)
+    evaluator = SupernetEvaluator(job.run.net, job.images, job.calibration_images, job.budget.costs)
+    for candidate in archs:
+        if candidate not in history.trials:
+            (trial,) = evaluator([candidate])
+            history.append(trial)
+    trials = [history.trials[candidate] for candidate in archs]
+    return Outcome(trials, *rescore(job, trials, log, "search"), 0)
