@@ -53,7 +53,9 @@ def checkpoint_of(settings: SearchSettings) -> Path:
         saved = Path(begun) / "config.json"
         if saved.is_file():  # a search lies in its run's folder, wherever that was moved
             own = Path(begun) / SUPERNET
-            if (own / CHECKPOINT).is_file():  # which this search trained
+            if (
+                settings.reselect is not None and (own / CHECKPOINT).is_file()
+            ):  # trained by the search: its scores' weights
                 return own
             source, run = Path(read_json(saved)["checkpoint"]), Path(begun).parent.parent
             moved = run / source.name if source.suffix == ".pt" else run

@@ -113,5 +113,5 @@ def is_gradient(algorithm: Mapping[str, Any]) -> bool:
 
 
 def short_name(algorithm: Mapping[str, Any]) -> str:
-    """An algorithm's name in messages: that of its file."""
-    return str(algorithm.get("_target_")).rpartition(".")[0].rpartition(".")[2]
+    """An algorithm's name in messages: its own if it has one, else that of its file."""
+    return str(algorithm.get("name") or str(algorithm.get("_target_")).rpartition(".")[0].rpartition(".")[2])

@@ -70,7 +70,10 @@ def test_batch_on_a_whole_space() -> None:
 def test_every_gene_is_monotone(space: Space) -> None:
     rows = np.array([space.encode(arch) for arch in archs(space, 40)])
     base = cost.batch(space, rows)
+    topology = {gene.parent for gene in space.genes if gene.among}  # which layers there are, not how large they are
     for i, gene in enumerate(space.genes):
+        if i in topology:
+            continue
         higher = rows.copy()
         higher[:, i] = np.minimum(higher[:, i] + 1, len(gene.options) - 1)
         if space.config.get("shortcut") == "always" and gene.key == "width":

@@ -91,10 +91,7 @@ class Learner:
         self.total_steps = settings.epochs * self.halves.steps_per_epoch
         self.side = next((i for i, gene in enumerate(space.genes) if gene.key == "resolution"), None)
         self.operations = [i for i, gene in enumerate(space.genes) if isinstance(gene.options[0], str)]
-        self.costs = {
-            name: ExpectedCost(measure)
-            for name, measure in self._additive().items()
-        }
+        self.costs = {name: ExpectedCost(measure) for name, measure in self._additive().items()}
         self.trace = Trace(self.folder, space, self.budget)
         self.selected: Mapping[str, Any] | None = None  # what a selection has saved
         self._sums: dict[str, Tensor] = {}

@@ -96,7 +96,7 @@ class Step:
             self._drawn = draw
         net = learner.nets[copy]
         probs = to(draw, batch.images.device, next(net.parameters()).dtype)
-        mixture = Mixture(learner.space, probs, draw.support)
+        mixture = Mixture(learner.space, probs, draw.support, settings.partial_channels)
         logits = net(resize(batch.images, mixture.resolution), mixture, dropout=settings.dropout)
         loss = F.cross_entropy(at_least_fp32(logits), batch.targets, label_smoothing=settings.label_smoothing)
         return loss if for_weights or side_loss is None else self._with_side(loss, side_loss)

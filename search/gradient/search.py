@@ -1,4 +1,4 @@
-"""`algorithm=tangle`, `darts`, `drnas`, `gdas`, `snas`, `proxyless`, `rarts`: what one gradient-based search consists of.
+"""`algorithm=tangle`, `darts`, `drnas`, `gdas`, `snas`, `proxyless`, `rarts`: what a gradient-based search consists of.
 
 A method is a choice of parts: the mix (how probabilities are drawn), the update (how weights and architecture
 parameters take turns), the bound (how the budget enters the loss) and the selection (how one subnet comes out of it).
@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from torch import nn
+
 from search.algorithm import at_least_one, share
 from search.constraint import Budget
 from search.gradient.bounds.base import Bound
@@ -18,6 +20,7 @@ from search.gradient.select.base import Select
 from search.gradient.updates.base import Update
 from supernet.construct import construct
 from supernet.errors import UserError
+from supernet.layers.cell import Edge
 from supernet.schedule import Schedule
 
 
@@ -49,9 +52,11 @@ class GradientSearch:
     label_smoothing: float = 0.0
     batch_size: int | None = None
     candidates: int = 1
+    partial_channels: int = 1
 
     def __post_init__(self) -> None:
         at_least_one(epochs=self.epochs, arch_every=self.arch_every, candidates=self.candidates)
+        at_least_one(partial_channels=self.partial_channels)
         share(dropout=self.dropout, label_smoothing=self.label_smoothing)
         if not 0 <= self.warmup_epochs < self.epochs:
             raise ValueError(f"warmup_epochs={self.warmup_epochs}: must be from 0 to below epochs={self.epochs}")
@@ -77,6 +82,19 @@ class GradientSearch:
         bound = construct(parts["bound"], "algorithm.bound", windows=budget.windows)
         settings: GradientSearch = construct(parts, "algorithm", bound=bound, optim=parts["optim"])
         return settings
+
+    def check_channels(self, net: nn.Module) -> None:
+        """Raises UserError if there are no edges whose channels `partial_channels` divides."""
+        part, edges = self.partial_channels, [module for module in net.modules() if isinstance(module, Edge)]
+        if part == 1:
+            return
+        norms = (m for edge in edges for m in edge.modules() if isinstance(m, nn.BatchNorm2d))
+        widths = sorted({norm.num_features for norm in norms})
+        if not widths or any(width % (2 * part) for width in widths):
+            found = f"cells of {widths} channels" if widths else "no cells"
+            raise UserError(
+                f"algorithm.partial_channels={part}: this space has {found}; it must divide half of each, or be 1"
+            )
 
     def learns_weights(self, fresh: bool) -> bool:
         """Whether the weights are trained: "auto" trains initial ones, and leaves trained ones as they are.

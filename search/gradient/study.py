@@ -67,6 +67,7 @@ def _search(job: Job, settings: GradientSearch, name: str, folder: Path, log: Ru
     net, fresh = job.run.net, job.settings.is_fresh
     if next(net.parameters()).device.type == "cpu":
         keep_freed_memory()
+    settings.check_channels(net)
     learn_weights = settings.learns_weights(fresh)
     setup = job.setup()
     learner = Learner(
@@ -108,9 +109,7 @@ def _search(job: Job, settings: GradientSearch, name: str, folder: Path, log: Ru
     return float(found.validated[found.winner.arch].top1)
 
 
-def _scored(
-    job: Job, learner: Learner, arch: Arch, folder: Path, log: RunLog, setup: Mapping[str, Any]
-) -> Outcome:
+def _scored(job: Job, learner: Learner, arch: Arch, folder: Path, log: RunLog, setup: Mapping[str, Any]) -> Outcome:
     """The selected subnet and, with `candidates` > 1, the newest others that epochs decoded: the best on val wins."""
     archs: Sequence[Arch] = list(dict.fromkeys([arch, *learner.trace.archs()]))[: learner.settings.candidates]
     history = History(folder / TRIALS, job.budget.space, setup)

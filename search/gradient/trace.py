@@ -1,4 +1,4 @@
-"""What a gradient-based search shows while it runs: for every epoch the decoded subnet, costs, entropies, probabilities."""
+"""What a gradient-based search shows while it runs: of every epoch the decoded subnet, costs and probabilities."""
 
 from __future__ import annotations
 

@@ -83,7 +83,9 @@ class Attention(nn.Module):
         if self.value_table is not None and index is not None:
             out = out + _with_pairs(weights, self.value_table(index))
         out = out.transpose(1, 2).flatten(2)
-        scale = sizes.scaled if isinstance(sizes, SoftAttentionSpec) and sizes.scaled is not None else sizes.output_scale
+        scale = (
+            sizes.scaled if isinstance(sizes, SoftAttentionSpec) and sizes.scaled is not None else sizes.output_scale
+        )
         if isinstance(scale, Tensor) or scale != 1.0:
             out = out * scale
         return linear(self.proj, out, spec.proj if spec else None)

@@ -1,4 +1,4 @@
-"""Operations on the edges of cells, cells made of them, and what stands around cells.
+"""Edges that run one of several operations, cells made of them, and what stands around cells.
 
 A cell is a directed graph: every node is the sum of what the edges into it give. Which operation an edge runs is
 said by the plan: the one operation of that edge that the plan has a spec for.
@@ -14,97 +14,9 @@ from torch import Tensor, nn
 
 from supernet.layers.conv import ConvNormAct, batch_norm, linear
 from supernet.layers.mixing import add
-from supernet.specs import (
-    ConvSpec,
-    FlatHeadSpec,
-    IdentitySpec,
-    JoinSpec,
-    NormHeadSpec,
-    Plan,
-    PoolSpec,
-    ResidualSpec,
-    SeparableSpec,
-    SepConvSpec,
-)
-
-
-class Identity(nn.Module):
-    """Its input as it is."""
-
-    def __init__(self, spec: IdentitySpec) -> None:
-        super().__init__()
-
-    def forward(self, x: Tensor, spec: IdentitySpec | None = None) -> Tensor:
-        return x
-
-
-class Pool(nn.Module):
-    """3x3 pooling, padding 1: [B, C, S, S] -> [B, C, S', S']. An average leaves the padding out."""
-
-    def __init__(self, spec: PoolSpec) -> None:
-        super().__init__()
-        self.kind, self.stride = spec.kind, spec.stride
-
-    def forward(self, x: Tensor, spec: PoolSpec | None = None) -> Tensor:
-        if self.kind == "max":
-            return F.max_pool2d(x, 3, self.stride, padding=1)
-        return F.avg_pool2d(x, 3, self.stride, padding=1, count_include_pad=False)
-
-
-class ReluConv(nn.Module):
-    """relu -> convolution -> norm: [B, C, S, S] -> [B, C', S', S'].
-
-    Args:
-        channels_last: on a CPU, bring features into that memory format; the layers after it follow.
-    """
-
-    def __init__(self, spec: ConvSpec, channels_last: bool = False) -> None:
-        super().__init__()
-        self.channels_last = channels_last
-        self.body = ConvNormAct(spec)
-
-    def forward(self, x: Tensor, spec: ConvSpec | None = None) -> Tensor:
-        x = F.relu(x)
-        if self.channels_last and x.device.type == "cpu" and x.stride(1) != 1:
-            x = x.clone(memory_format=torch.channels_last)  # one channel is contiguous in both formats already
-        return self.body(x, spec)
-
-
-class Separable(nn.Module):
-    """relu -> depthwise k x k -> 1x1 -> norm: [B, C, S, S] -> [B, C', S', S']."""
-
-    def __init__(self, spec: SeparableSpec) -> None:
-        super().__init__()
-        self.step = spec.step
-        self.depthwise = ConvNormAct(spec.depthwise)
-        self.pointwise = ConvNormAct(spec.pointwise)
-
-    def forward(self, x: Tensor, spec: SeparableSpec | None = None) -> Tensor:
-        if self.step > 1:
-            x = F.avg_pool2d(x, 1, self.step)  # exact; the gradient of a slice would come in another memory format
-        x = self.depthwise(F.relu(x), spec.depthwise if spec else None)
-        return self.pointwise(x, spec.pointwise if spec else None)
-
-
-class SepConv(nn.Module):
-    """Two separable convolutions: [B, C, S, S] -> [B, C', S', S']."""
-
-    def __init__(self, spec: SepConvSpec) -> None:
-        super().__init__()
-        self.first = Separable(spec.first)
-        self.second = Separable(spec.second)
-
-    def forward(self, x: Tensor, spec: SepConvSpec | None = None) -> Tensor:
-        return self.second(self.first(x, spec.first if spec else None), spec.second if spec else None)
-
-
-OPERATIONS: dict[type, type[nn.Module]] = {
-    IdentitySpec: Identity,
-    PoolSpec: Pool,
-    ConvSpec: ReluConv,
-    SeparableSpec: Separable,
-    SepConvSpec: SepConv,
-}
+from supernet.layers.operations import OPERATIONS, ReluConv
+from supernet.layers.partial import beside, thinned
+from supernet.specs import FlatHeadSpec, JoinSpec, NormHeadSpec, Plan, ResidualSpec
 
 
 class Edge(nn.ModuleDict):
@@ -118,14 +30,18 @@ class Edge(nn.ModuleDict):
     def forward(self, x: Tensor, plan: Plan | None = None) -> Tensor | None:
         """The one operation that `plan` has, on x; None where it has none. Without a plan: the only one there is.
 
-        Of a mixture, the sum over operations of their probability times what they give (DARTS, equation 2).
+        Of a mixture, the sum over operations of their probability times what they give (DARTS, equation 2). Where it
+        has partial channels, operations see only these, and the others go around them; see `supernet.layers.partial`.
         """
+        part = plan.partial if plan else 1
+        seen = x if part == 1 else x[:, : x.shape[1] // part]
         total: Tensor | None = None
         for key, operation in self.items():
             spec = plan.get(self.names[key]) if plan else None
             if plan is None or spec is not None:
-                total = add(total, operation(x, spec), plan.weight([self.names[key]]) if plan else 1.0)
-        return total
+                spec = spec if part == 1 else thinned(spec, part)
+                total = add(total, operation(seen, spec), plan.weight([self.names[key]]) if plan else 1.0)
+        return total if part == 1 or total is None else beside(x, total, part)
 
 
 class Join(nn.Module):

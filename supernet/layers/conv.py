@@ -67,14 +67,17 @@ def gated(weight: Tensor, gates: Sequence[Tensor]) -> Tensor:
 
 
 def batch_norm(layer: nn.BatchNorm2d, x: Tensor, spec: ConvSpec | None) -> Tensor:
-    """Batch norm over the leading channels.
+    """Batch norm over the leading channels that `spec` asks for, see `leading_norm`."""
+    return layer(x) if spec is None else leading_norm(layer, x, spec.out_channels)
+
+
+def leading_norm(layer: nn.BatchNorm2d, x: Tensor, count: int) -> Tensor:
+    """Batch norm over `count` leading channels.
 
     A supernet keeps no running statistics, because no subnet's would fit another: it always normalises with the
     batch's. A layer that holds some (a calibrated subnet, imported weights) uses them in eval mode.
     """
-    if spec is None:
-        return layer(x)
-    channels = (spec.out_channels,)
+    channels = (count,)
     scale = take(layer.weight, channels) if layer.affine else None
     shift = take(layer.bias, channels) if layer.affine else None
     if layer.training or layer.running_mean is None or layer.running_var is None:

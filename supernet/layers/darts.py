@@ -1,59 +1,17 @@
-"""The cell of DARTS (Liu et al., ICLR 2019), which has two inputs, and the two operations that only it has."""
+"""The cell of DARTS (Liu et al., ICLR 2019), which has two inputs."""
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from supernet.layers.cell import OPERATIONS, Edge, Join, Pool, ReluConv
-from supernet.layers.conv import ConvNormAct
+from supernet.layers.cell import Edge, Join
 from supernet.layers.mbconv import drop_path
-from supernet.specs import ConvSpec, FactorizedReduceSpec, NormedPoolSpec, Plan
+from supernet.layers.operations import FactorizedReduce, ReluConv
+from supernet.specs import ConvSpec, FactorizedReduceSpec, Plan
 
 INPUTS = 2
 NODES = 4  # of a cell, its inputs left out
 EDGES = sum(INPUTS + node for node in range(NODES))
-
-
-class FactorizedReduce(nn.Module):
-    """relu -> 1x1 of the even and 1x1 of the odd pixels, side by side -> norm: [B, C, S, S] -> [B, C', S', S'].
-
-    S' is S / 2, rounded up: an odd side is continued by one pixel of zeros.
-    """
-
-    def __init__(self, spec: FactorizedReduceSpec) -> None:
-        super().__init__()
-        self.even = ConvNormAct(spec.even)
-        self.odd = ConvNormAct(spec.odd)
-        self.norm = nn.BatchNorm2d(spec.out_channels, eps=spec.norm_eps, affine=spec.affine, track_running_stats=False)
-
-    def forward(self, x: Tensor, spec: FactorizedReduceSpec | None = None) -> Tensor:
-        x = F.relu(x)
-        even, odd = self.even(x), self.odd(x[:, :, 1:, 1:])
-        if missing := even.shape[-1] - odd.shape[-1]:
-            odd = F.pad(odd, (0, missing, 0, missing))  # what a convolution makes of zeros
-        return self.norm(torch.cat([even, odd], dim=1))
-
-
-class NormedPool(nn.Module):
-    """3x3 pooling, then a norm without scale and shift: [B, C, S, S] -> [B, C, S', S'].
-
-    It keeps poolings from winning over convolutions, whose outputs are normalised, by their scale alone.
-    """
-
-    def __init__(self, spec: NormedPoolSpec) -> None:
-        super().__init__()
-        self.pool = Pool(spec.pool)
-        self.norm = nn.BatchNorm2d(spec.pool.channels, eps=spec.norm_eps, affine=False, track_running_stats=False)
-
-    def forward(self, x: Tensor, spec: NormedPoolSpec | None = None) -> Tensor:
-        return self.norm(self.pool(x))
-
-
-# Edges build them like all other operations.
-OPERATIONS[FactorizedReduceSpec] = FactorizedReduce
-OPERATIONS[NormedPoolSpec] = NormedPool
 
 
 class TwoInputCell(nn.Module):

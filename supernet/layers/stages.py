@@ -34,8 +34,8 @@ class Stages(nn.ModuleList):
                 for block in stage.children():
                     x = block(x, None, drop_path)
             else:
-                names = [f"stages.{s}.{b}" for b in range(len(stage))]
                 runs = [partial(_run, block, drop_path) for block in stage.children()]
+                names = [f"stages.{s}.{b}" for b in range(len(runs))]
                 x = in_depth(x, plan, names, runs)
         return x
 

@@ -5,8 +5,8 @@ so its factor is the tail probability S(c) = P(width > c); a ring of a kernel li
 one gene decides several axes (embedding width and MLP ratio, say) the mask is their joint probability.
 
 The gate of an axis acts once, where the axis is read: rows (output channels) of a weight are not gated, because what
-reads them is. Hence a mask is conditional: P(column and ring in use | row in use). For linear layers in a row that gives
-the very sum over subnets that share the axis between them; and a norm in between cannot cancel it.
+reads them is. Hence a mask is conditional: P(column and ring in use | row in use). Two linear layers then give the very
+sum over the subnets that differ in the axis between them; and a norm in between cannot cancel the gate.
 """
 
 from __future__ import annotations
@@ -120,8 +120,9 @@ class Term:
         """The constants on a device: cases, combinations, then for every axis which entries each case has."""
         key = (like.device, like.dtype)
         if key not in self._constants:
-            kept = [] if self.combinations is None else self.combinations
-            constants = [torch.as_tensor(self.cases), torch.as_tensor(kept, dtype=torch.int64)]
+            no_choice = torch.zeros(0, dtype=torch.int64)
+            kept = no_choice if self.combinations is None else torch.as_tensor(self.combinations)
+            constants = [torch.as_tensor(self.cases), kept]
             constants += [_entries(name, values).to(like.dtype) for name, values in self.lengths.items()]
             self._constants[key] = tuple(constant.to(like.device) for constant in constants)
         return self._constants[key]

@@ -104,4 +104,4 @@ def projected(
     import numpy as np
 
     rest = tuple(axis for axis in range(values.ndim) if axis not in axes)
-    return np.where(present, values, ABSENT).max(rest), present.any(rest)
+    return np.asarray(np.where(present, values, ABSENT).max(rest)), np.asarray(present.any(rest))

@@ -26,11 +26,14 @@ class Mixture:
         probs: for every gene of the space the probabilities [options], on the network's device and in its dtype.
         support: for every gene the options that are run, ascending. The others count as impossible; an option can be
             run with probability 0, for its gradient. One resolution is run.
+        partial: operations on the edges of cells run on one channel in so many (PC-DARTS); 1: on all. With another
+            number certain choices do not give the subnet's numbers.
     """
 
     space: Space
     probs: tuple[Tensor, ...]
     support: Supports
+    partial: int = 1
 
     def __post_init__(self) -> None:
         if len(self.probs) != len(self.space.genes) or len(self.support) != len(self.space.genes):
@@ -73,13 +76,13 @@ class Mixture:
     def plan(self) -> Plan | SoftPlan:
         """What the network reads. Where every choice is certain and nothing learns from it, the subnet's own plan."""
         certain = all(len(support) == 1 for support in self.support)
-        if certain and not any(p.requires_grad for p in self.probs):
+        if certain and self.partial == 1 and not any(p.requires_grad for p in self.probs):
             return self.space.plan(self.space.decode([support[0] for support in self.support]))
         run = [
             p if len(support) == len(p) else p[_positions(p, support)]
             for p, support in zip(self.probs, self.support, strict=True)
         ]
-        return SoftPlan(self.space, run, self.support)
+        return SoftPlan(self.space, run, self.support, self.partial)
 
 
 def _positions(like: Tensor, support: tuple[int, ...]) -> Tensor:

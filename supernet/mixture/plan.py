@@ -26,10 +26,11 @@ class SoftPlan:
     Args:
         probs: for every gene the probabilities of the options in `support`.
         support: for every gene the options that are run; one resolution.
+        partial: operations on edges run on one channel in so many, see `supernet.layers.partial`.
     """
 
-    def __init__(self, space: Space, probs: Sequence[Tensor], support: Supports) -> None:
-        self.space, self.support = space, support
+    def __init__(self, space: Space, probs: Sequence[Tensor], support: Supports, partial: int = 1) -> None:
+        self.space, self.support, self.partial = space, support, partial
         self.side = next((support[i][0] for i, gene in enumerate(space.genes) if gene.key == "resolution"), None)
         self._positions = _positions(space)
         self._weights = Weights(probs)
@@ -53,8 +54,8 @@ class SoftPlan:
 
     def weight(self, present: Iterable[str] = (), absent: Iterable[str] = ()) -> float | Tensor:
         """See `Plan.weight`. Certain and impossible are so whatever the probabilities are."""
-        signs = [*((name, True) for name in present), *((name, False) for name in absent)]
-        signs = [(self._positions[name], wanted) for name, wanted in signs if wanted or name in self._positions]
+        signs = [(self._positions[name], True) for name in present]
+        signs += [(self._positions[name], False) for name in absent if name in self._positions]
         found = _event(self.space, self.side, tuple(signs), self.support)
         if isinstance(found, float):
             return found
@@ -64,7 +65,9 @@ class SoftPlan:
 
     def _build(self, position: int) -> Build | None:
         reads = set(self.space.units[position].reads)
-        return _build(self.space, position, self.side, tuple(s if i in reads else () for i, s in enumerate(self.support)))
+        return _build(
+            self.space, position, self.side, tuple(s if i in reads else () for i, s in enumerate(self.support))
+        )
 
 
 @lru_cache(maxsize=32)
@@ -100,7 +103,7 @@ def _event(
         return 1.0
     deciding = [axis for axis in range(holds.ndim) if (holds.any(axis) != holds.all(axis)).any()]
     rest = tuple(axis for axis in range(holds.ndim) if axis not in deciding)
-    inside = holds.any(rest)[np.ix_(*(support[genes[axis]] for axis in deciding))]
+    inside: NDArray[np.bool_] = np.asarray(holds.any(rest))[np.ix_(*(support[genes[axis]] for axis in deciding))]
     if not inside.any():
         return 0.0
     return tuple(genes[axis] for axis in deciding), np.flatnonzero(inside).tolist()

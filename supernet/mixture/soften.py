@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -67,7 +69,7 @@ def _fields(grid: Grid, support: Support, whole: Any, soft: type | None = None) 
     for entry in fields(whole):
         value = getattr(whole, entry.name)
         if _is_spec(value):
-            parts[entry.name] = soften(grid.part(lambda spec, name=entry.name: getattr(spec, name)), support)
+            parts[entry.name] = soften(grid.part(attrgetter(entry.name)), support)
         elif isinstance(value, tuple) and any(map(_is_spec, value)):
             parts[entry.name] = _tuple(grid, support, entry.name, len(value))
         else:
@@ -218,10 +220,10 @@ def _block(grid: Grid, support: Support, whole: Any) -> Build:
     rows = grid.values(lambda spec: _last(spec).out_channels)
     paths = []
     for kind in kinds:
-        here = grid.only(lambda spec, kind=kind: _kind(spec.shortcut) == kind)
+        here = grid.only(partial(_is_kind, kind))
         if kind is None or not here.within(support).distinct():
             continue
-        has = grid.values(lambda spec, kind=kind: _kind(spec.shortcut) == kind)
+        has = grid.values(partial(_is_kind, kind))
         (gate,) = terms(grid.genes, {ROW: rows, COLUMN: has}, grid.present, support)
         paths.append((soften(here.part(lambda spec: spec.shortcut), support), gate))
     channels = _last(whole).out_channels
@@ -231,6 +233,10 @@ def _block(grid: Grid, support: Support, whole: Any) -> Build:
         return replace(plain(weights), shortcut=SoftShortcutSpec(paths=mixed, channels=channels))
 
     return build
+
+
+def _is_kind(kind: tuple[int, int, bool] | None, block: MBConvSpec | BottleneckSpec) -> bool:
+    return _kind(block.shortcut) == kind
 
 
 def _kind(shortcut: ShortcutSpec | None) -> tuple[int, int, bool] | None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property, reduce
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 
 class LayerSpec(Protocol):
@@ -53,6 +53,7 @@ class Plan:
 
     resolution: int  # input side, px
     layers: tuple[tuple[str, Any], ...]
+    partial: ClassVar[int] = 1  # of mixtures: see `supernet.mixture`
 
     @cached_property
     def _by_name(self) -> Mapping[str, Any]:

@@ -78,4 +78,4 @@ class SoftShortcutSpec(ShortcutSpec):
 
     paths: tuple[tuple[ShortcutSpec, Tensor], ...] = ()
     channels: int = 0
-    identity: ClassVar[bool] = False  # type: ignore[misc]
+    identity: ClassVar[bool] = False
