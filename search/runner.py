@@ -42,18 +42,19 @@ def main(config: Mapping[str, Any]) -> float:
     ranks = join()
     try:
         job = open_job(config, ranks)
-        return _chosen(job, config) if job.settings.arch or job.settings.reselect else _searched(job, config)
+        return _chosen(job, config) if job.settings.arch or job.settings.reselect else _searched(job)
     finally:
         ranks.close()
 
 
-def _searched(job: Job, config: Mapping[str, Any]) -> float:
+def _searched(job: Job) -> float:
     job.budget.check_reachable()
-    if is_gradient(config["algorithm"]) and not job.settings.dry_run:
+    algorithm = job.config["algorithm"]  # a resumed search may have its own, see `search.begun.as_begun`
+    if is_gradient(algorithm) and not job.settings.dry_run:
         from search.gradient.study import run_gradient
 
-        return run_gradient(job, config["algorithm"].get("name", "gradient"))
-    return dry_run(job) if job.settings.dry_run else run_study(job, config["algorithm"])
+        return run_gradient(job, algorithm.get("name", "gradient"))
+    return dry_run(job) if job.settings.dry_run else run_study(job, algorithm)
 
 
 def _chosen(job: Job, config: Mapping[str, Any]) -> float:

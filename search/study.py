@@ -18,6 +18,7 @@ from search.job import TRIALS, Job
 from search.loop import run_trials
 from search.random import Random
 from search.report import plot_front, write_front, write_progress
+from search.settings import is_gradient
 from search.summary import Findings, markdown
 from supernet.construct import construct
 from supernet.evaluate import Metrics, evaluate_subnet
@@ -169,6 +170,11 @@ def dry_run(job: Job) -> float:
     settings, space = job.settings, job.budget.space
     if job.data is None or settings.reselect is not None or not job.ranks.first:
         print("\n".join(job.facts() if job.ranks.first else []))
+        return 0.0
+    if is_gradient(job.config["algorithm"]) and settings.arch is None:
+        from search.gradient.study import estimate
+
+        print("\n".join([*job.facts(), *estimate(job)]))
         return 0.0
     seconds = []
     for arch in (space.smallest(), space.largest()):

@@ -20,7 +20,12 @@ TINY = ("tiny_stage", "tiny_block")
 # Any input side does: weights and arithmetic are the same, in less time. Transformers and toy_cell have their side
 # built in.
 SMALL: dict[str, dict[str, Any]] = {name: {"resolution": [32]} for name in NAMED if name.startswith("autoformer")}
-SMALL |= {"toy_cell": {"resolution": [12]}, "nb201": {"resolution": [8]}, "conv_macro": {"resolution": [32]}}
+SMALL |= {
+    "darts": {"resolution": [8], "channels": 8},
+    "toy_cell": {"resolution": [12]},
+    "nb201": {"resolution": [8]},
+    "conv_macro": {"resolution": [32]},
+}
 LARGE = [name for name in NAMED if name not in ("mbv3_tiny", "alphanet", "bignas")]
 
 

@@ -20,7 +20,7 @@ import supernet
 from supernet import Supernet, UserError, calibrate
 from supernet.build import make_space
 from supernet.cost import memory_of, params_of, size_of
-from supernet.layers.darts import FactorizedReduce, NormedPool
+from supernet.layers.operations import FactorizedReduce, NormedPool
 from supernet.models import darts
 from supernet.slicing import take
 from supernet.space import Arch, Space

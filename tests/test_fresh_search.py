@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +15,24 @@ import torch
 import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from tiny_run import SPACE, spaces, tiny_config
+from tiny_run import SPACE, assert_same, spaces, tiny_config
 
 from search import runner
 from search.conclude import describe
 from search.fresh import save_weights
+from search.gradient.batches import Halves
 from search.job import STATE, Job, open_job
 from search.settings import GRADIENT
 from supernet import trainer
 from supernet.build import make_data, open_run
+from supernet.data import Batch
 from supernet.errors import UserError
 from supernet.runs import RESULTS, config_dir, new_run, read_json
 from supernet.setup import make_net
 
 CPU = torch.device("cpu")
 ALGORITHM: dict[str, Any] = {
+    "name": "tangle",
     "_target_": GRADIENT,
     "batch_size": 128,
     "epochs": 3,
@@ -106,7 +112,7 @@ def test_what_is_said_about_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
     first, *others = open_job(fresh(tmp_path, "seed=5")).facts()
     assert first == "supernet: space 'tiny' from initial weights (seed 5)"
     assert others[0].startswith("space 'tiny': ")
-    runner.main(fresh(tmp_path, "dry_run=true"))
+    runner.main(composed(tmp_path, "space=tiny", "algorithm=tangle", "dry_run=true"))
     assert "from initial weights (seed 0)" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
 
@@ -169,6 +175,37 @@ def test_an_interrupted_one_is_found_again(tmp_path: Path, resume: str, repeat: 
         open_job(again).resumable()
 
 
+def test_a_bare_resume_ends_as_the_whole_search_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = (
+        "space=tiny",
+        "algorithm=tangle",
+        "algorithm.epochs=2",
+        "data=digits",
+        "data.size=8",
+        "data.resolution=[8]",
+    )
+    whole = runner.main(composed(tmp_path / "whole", *words))
+    passes, calls = Halves._passes, count()
+
+    def stopping(self: Halves, epoch: int, order: torch.Tensor, first: int) -> Iterator[Batch]:
+        for batch in passes(self, epoch, order, first):
+            if next(calls) == 10:
+                signal.raise_signal(signal.SIGINT)
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Halves, "_passes", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            runner.main(composed(tmp_path, *words))
+    [folder] = (tmp_path / "runs" / "search").iterdir()
+    assert not (folder / "supernet").exists()
+    assert runner.main(composed(tmp_path, "resume=auto")) == whole
+    [first] = (tmp_path / "whole" / "runs" / "search").iterdir()
+    one, other = (open_run(run / "supernet", CPU) for run in (first, folder))
+    assert one.step == other.step > 6
+    assert_same(dict(other.net.state_dict()), dict(one.net.state_dict()))
+
+
 def test_auto_is_the_newest_of_all_searches(tmp_path: Path) -> None:
     job, old = begin(fresh(tmp_path))
     run = finish(job, old)
@@ -199,6 +236,18 @@ def test_choosing_again_takes_the_trained_weights(tmp_path: Path) -> None:
     assert torch.equal(next(again.run.net.parameters()), next(job.run.net.parameters()))
 
 
+def test_one_that_trains_trained_weights_further_begins_where_it_began(tmp_path: Path) -> None:
+    run = finish(*begin(fresh(tmp_path)))
+    config = {**composed(tmp_path, f"checkpoint={run}"), "algorithm": dict(ALGORITHM)}
+    job, folder = begin(config)
+    assert folder.parent == run / "search"
+    setup = job.setup()
+    finish(job, folder)  # interrupted after that
+    again = open_job(composed(tmp_path, f"resume={folder}"))
+    assert (again.setup(), again.resumable()) == (setup, folder)
+    assert open_job(composed(tmp_path, f"from={folder}")).run.source == folder / "supernet"
+
+
 def test_a_search_of_another_kind_is_not_gone_on_with(tmp_path: Path) -> None:
     job, folder = begin(fresh(tmp_path))
     run = finish(job, folder)
@@ -207,7 +256,7 @@ def test_a_search_of_another_kind_is_not_gone_on_with(tmp_path: Path) -> None:
     describe(open_job(composed(tmp_path, f"checkpoint={run}")), inner)
     (inner / "trials.jsonl").write_text("")
     other = {**composed(tmp_path, f"resume={inner}"), "algorithm": ALGORITHM}
-    with pytest.raises(UserError, match="begun with algorithm=evolution, which algorithm=search cannot"):
+    with pytest.raises(UserError, match="begun with algorithm=evolution, which algorithm=tangle cannot"):
         open_job(other).resumable()
 
 

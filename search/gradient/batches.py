@@ -33,9 +33,11 @@ class Halves:
         arch_split: "train": as above. "search": the weights have all training images, and the architecture
             parameters the held-out search split, without augmentation, at the size of the training images; for weights
             that have seen the training images already. It is held on the device in fp32.
+        weights: false: the weights stay. Both batches of a step are then the same one, for the architecture parameters,
+            and an epoch visits their images once.
 
     Attributes:
-        steps_per_epoch: batches for the weights in an epoch.
+        steps_per_epoch: batches in an epoch.
 
     Raises:
         UserError: if a part holds less than one batch, or the search split no images.
@@ -48,6 +50,7 @@ class Halves:
         batch_size: int,
         portion: float = 0.5,
         arch_split: Literal["train", "search"] = "train",
+        weights: bool = True,
     ) -> None:
         count = data.sizes["train"]
         assert data.steps_per_epoch() == count // batch_size
@@ -56,7 +59,7 @@ class Halves:
         if arch_split == "search":
             check_split("search", data.sizes)
         self._data, self._seed, self._batch_size = data, seed, batch_size
-        self._from_search = arch_split == "search"
+        self._from_search, self._both = arch_split == "search", weights
         order = torch.randperm(count, generator=generator(seed, PARTS))
         first = count if self._from_search else round(portion * count)
         self._weights = order[:first]
@@ -68,12 +71,18 @@ class Halves:
                     f"{batch_size}: choose another portion or smaller batches"
                 )
         self.steps_per_epoch = first // batch_size
+        if not weights:
+            images = data.sizes["search"] if self._from_search else len(self._arch)
+            self.steps_per_epoch = max(1, images // batch_size)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Batch, Batch]]:
         """Of every step from number `first_step` on: a batch for the weights, one for the architecture parameters.
 
         `index` are positions in the training split, or, of batches from the search split, in that.
         """
+        if not self._both:
+            yield from ((batch, batch) for batch in self._alone(epoch, first_step))
+            return
         images = self.steps_per_epoch * self._batch_size
         weights = self._shuffled(WEIGHTS, self._weights, epoch)[:images]
         if self._from_search:
@@ -83,6 +92,13 @@ class Halves:
         turns = torch.stack([part.view(-1, self._batch_size) for part in (weights, arch)], dim=1)
         batches = self._passes(epoch, turns.flatten(), 2 * first_step)
         yield from zip(batches, batches, strict=True)
+
+    def _alone(self, epoch: int, first_step: int) -> Iterator[Batch]:
+        """Batches for the architecture parameters."""
+        if self._from_search:
+            return self._held_out(epoch, first_step)
+        images = self.steps_per_epoch * self._batch_size
+        return self._passes(epoch, self._endless(self._arch, epoch * images, images), first_step)
 
     def _passes(self, epoch: int, order: Tensor, first_batch: int) -> Iterator[Batch]:
         """Batches of the positions `order` [N], from number `first_batch` on.

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 COLUMNS = 6
 PANELS = 60  # genes that are drawn at most
+SHORT = 6  # characters of an option that fit into a panel's legend
 
 
 def plot_trace(folder: Path, trace: Trace) -> None:
@@ -32,29 +33,53 @@ def _probabilities(path: Path, trace: Trace) -> None:
     rows = math.ceil(len(shown) / columns)
     figure = Figure(figsize=(2.6 * columns + 0.6, 2.0 * rows + 0.8), layout="constrained")
     left_out = f", the first {len(shown)} of {len(free)} genes" if len(shown) < len(free) else ""
-    figure.suptitle(f"Probabilities of the options{left_out}")
+    figure.suptitle(f"Probabilities of the options by epoch{left_out}")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    epochs = [record.epoch for record in trace.records]
     last: dict[str, Any] = {}
-    for axes, position in zip(panels, shown, strict=False):
+    long: Any = None  # the options that the figure's own legend has
+    for number, (axes, position) in enumerate(zip(panels, shown, strict=False)):
         gene = trace.space.genes[position]
-        for option, value in enumerate(gene.options):
-            values = [record.probs[position][option] for record in trace.records]
-            axes.plot(epochs, values, label=str(value), linewidth=1.2, marker="." if len(epochs) < 3 else None)
-        axes.set_title(gene.name, fontsize="small")
-        axes.set(ylim=(0, 1))
-        axes.tick_params(labelsize="x-small")
-        if last.get(gene.key) != gene.options:  # once for all genes of a kind
-            axes.legend(fontsize="xx-small", loc="best", framealpha=0.6)
+        lines = _options(axes, trace, position)
+        axes.tick_params(labelsize="x-small", labelleft=number % columns == 0)
+        if last.get(gene.key) == gene.options:  # once for all genes of a kind
+            continue
+        names = [str(option) for option in gene.options]
+        if max(map(len, names)) > SHORT and long in (None, gene.options):  # no room for them in a panel
+            if long is None:
+                figure.legend(
+                    lines, names, loc="outside lower center", ncols=min(len(names), columns), fontsize="small"
+                )
+            long = gene.options
+        else:  # lines begin below, all options being about as probable
+            axes.legend(fontsize="xx-small", loc="upper left", framealpha=0.6, ncols=2, handlelength=1.0)
         last[gene.key] = gene.options
-    for axes in figure.axes[len(shown) :]:
+    for axes in panels[len(shown) :]:
         axes.set_axis_off()
-    figure.supxlabel("epoch", fontsize="small")
     figure.savefig(path, dpi=110)
+
+
+def _options(axes: Axes, trace: Trace, position: int) -> list[Any]:
+    """The lines of one gene's options."""
+    from matplotlib import colormaps
+    from matplotlib.ticker import MaxNLocator
+
+    gene, epochs = trace.space.genes[position], [record.epoch for record in trace.records]
+    colors = colormaps["tab10" if len(gene.options) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
+    lines = []
+    for option, value in enumerate(gene.options):
+        values = [record.probs[position][option] for record in trace.records]
+        style = {"color": colors[option % len(colors)], "marker": "." if len(epochs) < 3 else None}
+        lines += axes.plot(epochs, values, label=str(value), linewidth=1.2, **style)
+    axes.set_title(gene.name, fontsize="small")
+    axes.set(ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    return lines
 
 
 def _curves(path: Path, trace: Trace) -> None:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     costs = list(trace.records[-1].expected)
     figure = Figure(figsize=(4.6 * (2 + len(costs)), 3.8), layout="constrained")
@@ -74,6 +99,7 @@ def _curves(path: Path, trace: Trace) -> None:
         _cost(axes, trace, name, mark)
     for axes in panels:
         axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(path, dpi=120)
 
 

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,12 @@ from search.gradient.decode import decode
 from search.gradient.parameters import ArchParameters, entropy, snapshot
 from search.gradient.problem import Step, frozen_probs
 from search.gradient.search import GradientSearch
+from search.gradient.select.base import SelectState
 from search.gradient.trace import Record, Trace
 from supernet import checkpoint
 from supernet.construct import construct
 from supernet.cost import Additive
-from supernet.data.base import resize
+from supernet.data.base import Batch, resize
 from supernet.distill import at_least_fp32
 from supernet.errors import UserError
 from supernet.evaluate import Metrics
@@ -35,6 +37,7 @@ from supernet.log import RunLog
 from supernet.mixture import Mixture
 from supernet.mixture.expected import ExpectedCost
 from supernet.optim import parameter_groups, zero_gradients
+from supernet.space import Arch
 
 if TYPE_CHECKING:
     from supernet.data import Data
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
 
 TUNED = 0.1  # rate of a selection's tuning, as a share of the search's own (DARTS-PT: 0.0025 after 0.025)
 TUNED_END = 0.04  # what that falls to, likewise
+SHOWN = 80  # characters of a setting that has changed
 
 
 @dataclass
@@ -80,15 +84,18 @@ class Learner:
         self.arch = ArchParameters(space, self.seed)
         self.arch_optimizer = torch.optim.Adam(
             self.arch.parameters(),
-            lr=settings.arch_lr,
+            lr=settings.arch_rate(self.learn_weights),
             betas=settings.arch_betas,
             weight_decay=settings.arch_weight_decay,
         )
         split = settings.arch_split
         source = ("train" if self.learn_weights else "search") if split == "auto" else split
         portion = settings.train_portion if self.learn_weights else 1.0
-        self.halves = Halves(self.data, self.seed, self.batch_size, portion, source)
+        self.halves = Halves(self.data, self.seed, self.batch_size, portion, source, self.learn_weights)
         self.total_steps = settings.epochs * self.halves.steps_per_epoch
+        # Without steps of the weights there is nothing to wait for.
+        self.warmup_epochs = settings.warmup_epochs if self.learn_weights else 0
+        self.arch_every = settings.arch_every if self.learn_weights else 1
         self.side = next((i for i, gene in enumerate(space.genes) if gene.key == "resolution"), None)
         self.operations = [i for i, gene in enumerate(space.genes) if isinstance(gene.options[0], str)]
         self.costs = {name: ExpectedCost(measure) for name, measure in self._additive().items()}
@@ -96,6 +103,7 @@ class Learner:
         self.selected: Mapping[str, Any] | None = None  # what a selection has saved
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
+        self._stop = StopRequest()  # of the selection
         self._seconds, self._started = 0.0, time.perf_counter()
 
     def _additive(self) -> dict[str, Additive]:
@@ -146,39 +154,70 @@ class Learner:
                 epoch, first = divmod(self.step, per_epoch)
                 for train, arch in self.halves.epoch(epoch, first):
                     lr = self.base_lr * settings.schedule(self.step, per_epoch, self.total_steps)
-                    self._one(train, arch, lr, learn_arch=epoch >= settings.warmup_epochs)
+                    self.one(train, arch, lr, learn_arch=epoch >= self.warmup_epochs)
                     progress.advance(1)
                     if stop.requested:
                         break
                 if self.step % per_epoch == 0:
                     self._end_of_epoch(epoch + 1, lr)
                 self.save_state()
-                if stop.requested and self.step < self.total_steps:
+                if stop.requested:  # after the last step too: a selection can take long
                     raise KeyboardInterrupt
 
-    def _one(self, train: Any, arch: Any, lr: float, learn_arch: bool) -> None:
+    def select(self) -> Arch:
+        """The subnet that the settings' selection finds, inside the budget; the state is saved.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C or SIGTERM, before the next score or step of tuning.
+            UserError: as `run` does.
+        """
+        with StopRequest() as self._stop:
+            state = SelectState(self.budget, self, self.seed, self.log, self.selected)
+            arch = self.settings.select.select(state)
+            self.save_state()
+            self._stop_if_asked()
+        return arch
+
+    def _stop_if_asked(self) -> None:
+        if self._stop.requested:
+            raise KeyboardInterrupt
+
+    def one(self, train: Batch, arch: Batch, lr: float, learn_arch: bool) -> None:
+        """One step, on a batch for the weights and one for the architecture parameters."""
         step = Step(self, self.step, train, arch, lr)
-        learn_arch = learn_arch and self.step % self.settings.arch_every == 0
+        learn_arch = learn_arch and self.step % self.arch_every == 0
         losses = self.settings.update.step(step, self.learn_weights, learn_arch)
+        step.end()
         for name, value in losses.items():
             self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
             self._counts[name] = self._counts.get(name, 0) + 1
         self.step += 1
 
+    def seconds_per_step(self, learn_arch: bool, count: int = 3) -> float:
+        """Measured on the first steps, after one that is not counted; they are real ones."""
+        batches, step = self.halves.epoch(0), self.arch_every  # a step at which the architecture parameters learn
+        for number, (train, arch) in enumerate(islice(cycle(islice(batches, count)), count + 1)):
+            self.step = step
+            self.one(train, arch, self.base_lr, learn_arch)
+            self._means()  # waits for the device
+            if number == 0:
+                start = time.perf_counter()
+        return (time.perf_counter() - start) / count
+
     def _means(self) -> dict[str, float]:
         """Losses since the last call; waits for the device."""
         means = {name: total.item() / self._counts[name] for name, total in self._sums.items()}
         self._sums, self._counts = {}, {}
-        if any(not math.isfinite(mean) for mean in means.values()) or not self.arch.flat.isfinite().all():
-            raise self._diverged("a loss")
+        if any(not math.isfinite(mean) for mean in means.values()):
+            raise self.diverged("a loss")
         return means
 
     def _end_of_epoch(self, epoch: int, lr: float) -> None:
+        means = self._means()
         probs = self.probabilities()
         arch = decode(self.budget, [p.log() for p in probs])
         with torch.no_grad():
             expected = {name: float(value) for name, value in self.expected().items()}
-        means = self._means()
         genes = entropy(probs, normalised=True).tolist()
         record = Record(
             epoch=epoch,
@@ -201,9 +240,10 @@ class Learner:
         """Spent so far, restarts included."""
         return self._seconds + time.perf_counter() - self._started
 
-    def _diverged(self, what: str) -> UserError:
+    def diverged(self, what: str) -> UserError:
+        """What to say when training has failed."""
         return UserError(
-            f"{what} became NaN or infinite before step {self.step}: lower algorithm.optim.lr or algorithm.arch_lr, or "
+            f"{what} became NaN or infinite by step {self.step + 1}: lower algorithm.optim.lr or algorithm.arch_lr, or "
             "set algorithm.clip_norm=1; what was saved before is kept and still good"
         )
 
@@ -212,9 +252,10 @@ class Learner:
     @torch.no_grad()
     def evaluate(self, probs: Sequence[Tensor], support: Sequence[tuple[int, ...]], max_images: int | None) -> Metrics:
         """See `Trained.evaluate`."""
+        self._stop_if_asked()
         weight = next(self.net.parameters())
         on_device = tuple(p.to(weight.device, weight.dtype) for p in probs)
-        mixture = Mixture(self.space, on_device, tuple(support))
+        mixture = Mixture(self.space, on_device, tuple(support), self.settings.partial_channels)
         correct, loss, count = torch.zeros((), device=self.device), torch.zeros((), device=self.device), 0
         for images, targets in self.data.evaluation("search", mixture.resolution, max_images):
             logits = at_least_fp32(self.net(resize(images, mixture.resolution), mixture))
@@ -232,12 +273,11 @@ class Learner:
                 optimizer.state.clear()
         total = max(1, self.settings.select.epochs(self.space))
         lr = self.base_lr * (TUNED_END + (TUNED - TUNED_END) * 0.5 * (1 + math.cos(math.pi * epoch / total)))
-        with StopRequest() as stop, self.log.progress(per_epoch, f"tuning {epoch + 1}") as progress:
+        with self.log.progress(per_epoch, f"tuning {epoch + 1}") as progress:
             for train, arch in self.halves.epoch(self.settings.epochs + epoch):
-                self._one(train, arch, lr, learn_arch=True)
+                self._stop_if_asked()  # the epoch is done again: its beginning is what was saved
+                self.one(train, arch, lr, learn_arch=True)
                 progress.advance(1)
-                if stop.requested:  # the epoch is done again: its beginning is what was saved
-                    raise KeyboardInterrupt
         self._means()
 
     def save(self, partial: Mapping[str, Any]) -> None:
@@ -249,9 +289,9 @@ class Learner:
 
     def save_state(self) -> None:
         """Write what `restore` needs to go on bit for bit, and the trace."""
-        finite = torch.stack([parameter.isfinite().all() for parameter in self.net.parameters()])
-        if not finite.all():
-            raise self._diverged("a weight")
+        finite = [parameter.isfinite().all() for net in self.nets for parameter in net.parameters()]
+        if not torch.stack(finite).all():
+            raise self.diverged("a weight")
         state = {
             "setup": json.dumps(self.setup, sort_keys=True, default=str),
             "step": self.step,
@@ -280,9 +320,8 @@ class Learner:
         state = checkpoint.load(path)
         now = json.dumps(self.setup, sort_keys=True, default=str)
         if state.get("setup") != now:
-            before, after = json.loads(state.get("setup", "{}")), json.loads(now)
-            changed = [key for key in after if before.get(key) != after[key]]
-            raise UserError(f"{path}: made under another setup ({', '.join(changed)} differ): repeat its settings")
+            changed = "; ".join(differences(json.loads(state.get("setup", "{}")), json.loads(now)))
+            raise UserError(f"{path}: made under another setup ({changed}): repeat its settings")
         try:
             for net, weights in zip(self.nets, state["nets"], strict=self.learn_weights):
                 net.load_state_dict(weights)
@@ -292,7 +331,7 @@ class Learner:
             self.arch_optimizer.load_state_dict(state["arch_optimizer"])
             self.settings.bound.load_state_dict(state["bound"])
             self.baseline = None if state["baseline"] is None else state["baseline"].to(self.device)
-            self.frozen = {gene: option for gene, option in state["frozen"]}
+            self.frozen = dict(state["frozen"])
             self._sums = {name: value.to(self.device) for name, (value, _) in state["sums"].items()}
             self._counts = {name: count for name, (_, count) in state["sums"].items()}
             self.selected = None if state["selected"] is None else json.loads(state["selected"])
@@ -300,3 +339,14 @@ class Learner:
             self.trace.loads(state["trace"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise UserError(f"{path} does not fit this search: {str(error).splitlines()[-1].strip()}") from None
+
+
+def differences(before: Any, after: Any, at: str = "") -> list[str]:
+    """Where two nested plain values differ, for people: "algorithm.epochs was 3, now 4"."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        inner = [(key, f"{at}.{key}" if at else key) for key in dict.fromkeys([*before, *after])]
+        return [line for key, place in inner for line in differences(before.get(key), after.get(key), place)]
+    if before == after:
+        return []
+    values = f"{at} was {before}, now {after}"
+    return [values if len(values) <= SHOWN else f"{at} differs"]

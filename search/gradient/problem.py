@@ -31,6 +31,7 @@ class Step:
         self._train, self._arch = train, arch
         self._passes, self._held = 0, False
         self._drawn: Draw | None = None  # what the architecture parameters learn from
+        self._seen: list[Tensor] = []  # losses of passes whose resolution was drawn
         for optimizer in learner.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -76,12 +77,20 @@ class Step:
         before = [logits.detach().clone() for logits in learner.arch.logits()]
         learner.arch_optimizer.step()
         learner.arch_optimizer.zero_grad(set_to_none=True)
+        if not learner.arch.flat.isfinite().all():  # on the CPU: waits for nothing
+            raise learner.diverged("the architecture parameters")
         mix = learner.settings.mix
         if isinstance(mix, AfterStep) and self._drawn is not None:
             with torch.no_grad():
                 mix.after_step(learner.arch.logits(), before, self._drawn)
         with torch.no_grad():
             learner.settings.bound.observe(learner.expected())
+
+    def end(self) -> None:
+        """Move the running mean of the loss, once all passes are over."""
+        if self._seen:
+            value, before = torch.stack(self._seen).mean(), self.learner.baseline
+            self.learner.baseline = value if before is None else before + BASELINE_RATE * (value - before)
 
     # Internals -------------------------------------------------------------------------------------------------
 
@@ -90,14 +99,15 @@ class Step:
         if not self._held:
             self._passes += 1
         random = generator(learner.seed, self.number, self._passes)
-        torch.manual_seed(int(torch.randint(2**62, (), generator=random)))  # dropout
+        seed = int(torch.randint(2**62, (), generator=random))
         draw, side_loss = self._draw(random, for_weights)
         if not for_weights:
             self._drawn = draw
         net = learner.nets[copy]
         probs = to(draw, batch.images.device, next(net.parameters()).dtype)
         mixture = Mixture(learner.space, probs, draw.support, settings.partial_channels)
-        logits = net(resize(batch.images, mixture.resolution), mixture, dropout=settings.dropout)
+        with _seeded(seed, batch.images.device):
+            logits = net(resize(batch.images, mixture.resolution), mixture, dropout=settings.dropout)
         loss = F.cross_entropy(at_least_fp32(logits), batch.targets, label_smoothing=settings.label_smoothing)
         return loss if for_weights or side_loss is None else self._with_side(loss, side_loss)
 
@@ -123,14 +133,25 @@ class Step:
         return replace(draw, probs=tuple(probs), support=tuple(support)), log_p
 
     def _with_side(self, loss: Tensor, log_p: Tensor) -> Tensor:
-        """A pass has one resolution, drawn; its logits learn by the score function, less a running mean (REINFORCE)."""
-        learner = self.learner
-        value = loss.detach()
-        if learner.baseline is None:
-            learner.baseline = value.clone()
-        score = (value - learner.baseline) * log_p.to(loss.device, loss.dtype)
-        learner.baseline = learner.baseline + BASELINE_RATE * (value - learner.baseline)
+        """A pass has one resolution, drawn; its logits learn by the score function, less a running mean (REINFORCE).
+
+        The mean is that before the step: one that knew a pass of the same draw would bias the gradient. Without any
+        yet, nothing is learned.
+        """
+        value, baseline = loss.detach(), self.learner.baseline
+        self._seen.append(value)
+        if baseline is None:
+            return loss
+        score = (value - baseline) * log_p.to(loss.device, loss.dtype)
         return loss + score - score.detach()
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Dropout's random numbers follow from `seed`; the global generators are put back afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def frozen_probs(probs: Sequence[Tensor], frozen: dict[int, int]) -> list[Tensor]:

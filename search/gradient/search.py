@@ -23,6 +23,8 @@ from supernet.errors import UserError
 from supernet.layers.cell import Edge
 from supernet.schedule import Schedule
 
+TOGETHER, ALONE = 3e-4, 0.02  # rates of the architecture parameters, beside learning weights and without
+
 
 @dataclass(frozen=True)
 class GradientSearch:
@@ -43,7 +45,7 @@ class GradientSearch:
     weights: Literal["auto", "train", "frozen"] = "auto"
     train_portion: float = 0.5
     arch_split: Literal["auto", "train", "search"] = "auto"
-    arch_lr: float = 3e-4
+    arch_lr: float | Literal["auto"] = "auto"
     arch_betas: tuple[float, float] = (0.5, 0.999)
     arch_weight_decay: float = 0.0
     arch_every: int = 1
@@ -60,8 +62,8 @@ class GradientSearch:
         share(dropout=self.dropout, label_smoothing=self.label_smoothing)
         if not 0 <= self.warmup_epochs < self.epochs:
             raise ValueError(f"warmup_epochs={self.warmup_epochs}: must be from 0 to below epochs={self.epochs}")
-        if not self.arch_lr > 0:
-            raise ValueError(f"arch_lr={self.arch_lr}: must be positive")
+        if self.arch_lr != "auto" and not self.arch_lr > 0:
+            raise ValueError(f"arch_lr={self.arch_lr}: must be positive, or auto")
         if not all(0 <= beta < 1 for beta in self.arch_betas) or self.arch_weight_decay < 0:
             raise ValueError(
                 f"arch_betas={list(self.arch_betas)} must be from 0 to below 1, "
@@ -95,6 +97,15 @@ class GradientSearch:
             raise UserError(
                 f"algorithm.partial_channels={part}: this space has {found}; it must divide half of each, or be 1"
             )
+
+    def arch_rate(self, learn_weights: bool) -> float:
+        """The architecture parameters' learning rate; "auto": the published one, or a larger one for weights that stay.
+
+        The published one is for tens of thousands of steps, in which the weights learn as well.
+        """
+        if self.arch_lr == "auto":
+            return TOGETHER if learn_weights else ALONE
+        return self.arch_lr
 
     def learns_weights(self, fresh: bool) -> bool:
         """Whether the weights are trained: "auto" trains initial ones, and leaves trained ones as they are.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from search.begun import STATE, TRIALS
@@ -15,7 +17,6 @@ from search.fresh import SUPERNET, save_weights
 from search.gradient.figures import plot_trace
 from search.gradient.learner import Learner
 from search.gradient.search import GradientSearch
-from search.gradient.select.base import SelectState
 from search.gradient.trace import TRACE
 from search.history import History
 from search.job import Job
@@ -60,14 +61,54 @@ def _settings(job: Job) -> GradientSearch:
         raise UserError("baseline=random goes with searches that score subnets: run algorithm=random beside this one")
     if not isinstance(job.run.net, Supernet):
         raise UserError("gradient-based search needs one supernet (sharing=full); this checkpoint holds groups of them")
-    return GradientSearch.of(job.config["algorithm"], job.budget)
+    if job.settings.stop_early:
+        raise UserError(
+            "stop_early=true goes with searches that score subnets: drop it, gradient-based search has none"
+        )
+    settings = GradientSearch.of(job.config["algorithm"], job.budget)
+    settings.check_channels(job.run.net)
+    settings.learns_weights(job.settings.is_fresh)
+    return settings
+
+
+def estimate(job: Job) -> list[str]:
+    """Lines about the time that the search would take, from a few steps of it. They leave the weights changed.
+
+    Raises:
+        UserError: as `run_gradient` does.
+    """
+    settings = _settings(job)
+    learn_weights = settings.learns_weights(job.settings.is_fresh)
+    with TemporaryDirectory() as folder, RunLog(Path(folder), quiet=True) as log:
+        learner = Learner(
+            settings,
+            job.run.net,
+            job.images,
+            job.budget,
+            job.batch_size,
+            job.settings.seed,
+            learn_weights,
+            Path(folder),
+            log,
+            {},
+        )
+        both = learner.seconds_per_step(learn_arch=True)
+        alone = learner.seconds_per_step(learn_arch=False) if learn_weights else 0.0
+    per_epoch, total = learner.halves.steps_per_epoch, learner.total_steps
+    learning = math.ceil((total - learner.warmup_epochs * per_epoch) / learner.arch_every)
+    seconds = learning * both + (total - learning) * alone
+    means = f"time per step: {both:.3f} s" + (f", {alone:.3f} s where the weights learn alone" if alone else "")
+    lines = [means, f"estimated time: {seconds:.0f} s for {total:,} steps ({settings.epochs} epochs of {per_epoch})"]
+    if tuning := settings.select.epochs(job.budget.space):
+        more = tuning * per_epoch * both
+        lines.append(f"selection: up to {more:.0f} s more for {tuning} epochs of tuning, besides the scores")
+    return lines
 
 
 def _search(job: Job, settings: GradientSearch, name: str, folder: Path, log: RunLog) -> float:
     net, fresh = job.run.net, job.settings.is_fresh
     if next(net.parameters()).device.type == "cpu":
         keep_freed_memory()
-    settings.check_channels(net)
     learn_weights = settings.learns_weights(fresh)
     setup = job.setup()
     learner = Learner(
@@ -77,9 +118,7 @@ def _search(job: Job, settings: GradientSearch, name: str, folder: Path, log: Ru
         learner.restore()
     before = time.perf_counter()
     learner.run()
-    state = SelectState(job.budget, learner, job.settings.seed, log, learner.selected)
-    arch = settings.select.select(state)
-    learner.save_state()
+    arch = learner.select()
     seconds = learner.seconds
     log.say(f"learned in {seconds:.1f} s ({time.perf_counter() - before:.1f} s since the last start)")
     plot_trace(folder, learner.trace)

@@ -32,7 +32,8 @@ def layer_norm(layer: nn.LayerNorm, x: Tensor, sizes: TransformerSpec | TokenHea
     use = sizes.use if isinstance(sizes, SoftTransformerSpec | SoftTokenHeadSpec) else None
     if use is None:
         return F.layer_norm(x, shape, scale, shift, layer.eps)
-    share = use / use.sum()
+    total = use.sum()
+    share = use / (total + (total == 0))  # no width left: every number counts nothing
     centred = x - (x @ share).unsqueeze(-1)
     variance = (centred.square() @ share).unsqueeze(-1)
     return centred * torch.rsqrt(variance + layer.eps) * scale + shift
