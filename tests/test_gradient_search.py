@@ -253,13 +253,13 @@ def largest_only(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Te
     learner = make_learner(tmp_path_factory.mktemp("largest"), "darts", "space.resolution=[8]")
     net = learner.net.requires_grad_(True).train()
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
-    for epoch in range(8):
+    for epoch in range(30):
         for batch in learner.data.train(epoch):
             optimizer.zero_grad()
             loss = F.cross_entropy(net(batch.images, learner.space.largest()), batch.targets)
             loss.backward()
             optimizer.step()
-    assert loss.item() < 1.5
+    assert loss.item() < 1.2
     return net.state_dict()
 
 
@@ -279,7 +279,8 @@ def test_the_better_option_is_found(
     learner.net.load_state_dict(weights)
     learner.run()
     depth = next(i for i, gene in enumerate(learner.space.genes) if gene.key == "depth")
-    assert learner.probabilities()[depth][0 if damaged else 1] > 0.6
+    found = learner.probabilities()[depth]
+    assert found[0 if damaged else 1] > 0.6, found
 
 
 def at_every_resolution(learner: Learner, held: bool) -> dict[int, tuple[float, torch.Tensor]]:

@@ -53,6 +53,7 @@ class GradientSearch:
     dropout: float = 0.0
     label_smoothing: float = 0.0
     batch_size: int | None = None
+    init: str | None = None
     candidates: int = 1
     partial_channels: int = 1
 
