@@ -99,6 +99,10 @@ def resume_command(folder: Path | None) -> str:
 def _training_overrides(run: Path) -> list[str]:
     """What the training was started with, so that fine-tuning has the same recipe and data."""
     saved = run / "environment.json"
+    own = saved.is_file()
+    if not own:  # a supernet that a search trained, in the search's folder
+        saved = run.parent / "environment.json"
     words = read_json(saved).get("argv", [])[1:] if saved.is_file() else []
+    words = [word for word in words if own or word.lstrip("+").startswith(("data=", "data."))]
     dropped = ("name=", "resume=", "runs_dir=", "init=", "init_from=", "arch=", "seed=", "dry_run=")
     return [word for word in words if not word.startswith(dropped) and not word.endswith("=***") and word != "-m"]

@@ -48,7 +48,7 @@ def open_fresh(settings: SearchSettings, algorithm: Mapping[str, Any], device: t
 def fresh_run_config(settings: SearchSettings, algorithm: Mapping[str, Any]) -> dict[str, Any]:
     """The training-run configuration of a supernet that a search trains: all that reading and searching it again needs.
 
-    The data are those that the search names, else those of `configs/train.yaml`. The section `train` has the settings
+    The section `train` has the settings
     of the algorithm where it has some of the same name, and otherwise the defaults of that file.
 
     Raises:
@@ -62,12 +62,6 @@ def fresh_run_config(settings: SearchSettings, algorithm: Mapping[str, Any]) -> 
     if settings.calibration_images:
         train["calibration_images"] = settings.calibration_images
     data = dict(settings.data_overrides)
-    if "_target_" not in data:
-        group = next(entry["data"] for entry in defaults["defaults"] if isinstance(entry, dict) and "data" in entry)
-        file = OmegaConf.load(config_dir() / "data" / f"{group}.yaml")
-        composed = OmegaConf.create({"seed": settings.seed, "train": train, "data": file})
-        shipped: Any = OmegaConf.to_container(composed, resolve=True)
-        data = {**shipped["data"], **data}
     if algorithm.get("batch_size") is not None:
         data["batch_size"] = algorithm["batch_size"]
     train["batch_size"] = data.get("batch_size", train["batch_size"])

@@ -64,6 +64,8 @@ class SearchSettings:
     def _check_fresh(self) -> None:
         """Refuse what needs trained weights."""
         untrained = "space=<name> starts from untrained weights"
+        if "_target_" not in self.data and self.resume is None:
+            raise UserError(f"{untrained}, so it needs images to train on: say data=digits, data=fashion_mnist, ...")
         for name, path in (("checkpoint", self.checkpoint), ("family", self.family)):
             if path is not None:
                 raise UserError(f"{name}={path} names trained weights, {untrained}: drop one of the two")

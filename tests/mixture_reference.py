@@ -12,6 +12,8 @@ from torch import Tensor
 
 from supernet.space import Space
 
+DTYPE = torch.float64
+
 
 def simplex(sizes: Sequence[int], seed: int = 0) -> list[Tensor]:
     """A random probability vector of each size, fp64, none of them near 0."""
@@ -28,7 +30,7 @@ def probabilities(space: Space, seed: int = 0) -> list[Tensor]:
 def combinations(probs: Sequence[Tensor], support: Sequence[Sequence[int]]) -> Iterator[tuple[tuple[int, ...], Tensor]]:
     """All combinations of options that are run, with the product of their probabilities."""
     for codes in product(*support):
-        yield codes, prod((p[code] for p, code in zip(probs, codes, strict=True)), start=torch.ones((), dtype=p_type))
+        yield codes, prod((p[code] for p, code in zip(probs, codes, strict=True)), start=torch.ones((), dtype=DTYPE))
 
 
 def pad_kernel(weight: Tensor, shape: Sequence[int]) -> Tensor:
@@ -48,12 +50,9 @@ def expectation(
     probs: Sequence[Tensor], support: Sequence[Sequence[int]], value: Callable[[tuple[int, ...]], Tensor | None]
 ) -> Tensor:
     """The mean of `value(codes)` over the combinations that have one."""
-    total, mass = torch.zeros((), dtype=p_type), torch.zeros((), dtype=p_type)
+    total, mass = torch.zeros((), dtype=DTYPE), torch.zeros((), dtype=DTYPE)
     for codes, p in combinations(probs, support):
         found = value(codes)
         if found is not None:
             total, mass = total + p * found, mass + p
     return total / mass
-
-
-p_type = torch.float64

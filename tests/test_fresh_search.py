@@ -51,7 +51,8 @@ def composed(folder: Path, *overrides: str) -> dict[str, Any]:
 
 
 def fresh(folder: Path, *overrides: str) -> dict[str, Any]:
-    return {**composed(folder, "space=tiny", *overrides), "algorithm": dict(ALGORITHM)}
+    data = [] if any(word.startswith("data=") for word in overrides) else ["data=digits"]
+    return {**composed(folder, "space=tiny", *data, *overrides), "algorithm": dict(ALGORITHM)}
 
 
 def begin(config: dict[str, Any]) -> tuple[Job, Path]:
@@ -97,10 +98,12 @@ def test_the_supernet_is_the_one_that_training_would_begin_with(tmp_path: Path) 
     assert job.root == tmp_path / "runs" / "search"
 
 
-def test_the_data_are_those_of_training_unless_others_are_named(tmp_path: Path) -> None:
+def test_settings_of_the_data(tmp_path: Path) -> None:
     job = open_job(fresh(tmp_path, "data.eval_batch_size=50", "seed=2", "calibration_images=64"))
     shipped = yaml.safe_load((config_dir() / "data" / "digits.yaml").read_text())
-    assert job.run.config["data"] == {**shipped, "seed": 2, "eval_batch_size": 50, "batch_size": 128}
+    same = {key: job.run.config["data"][key] for key in shipped if key not in ("seed", "eval_batch_size", "batch_size")}
+    assert same.items() <= shipped.items()
+    assert [job.run.config["data"][key] for key in ("seed", "eval_batch_size", "batch_size")] == [2, 50, 128]
     assert job.calibration_images == 64
     assert len(job.images.evaluation("val", 16)[0][1]) == 50
     without = fresh(tmp_path)
@@ -112,13 +115,13 @@ def test_what_is_said_about_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
     first, *others = open_job(fresh(tmp_path, "seed=5")).facts()
     assert first == "supernet: space 'tiny' from initial weights (seed 5)"
     assert others[0].startswith("space 'tiny': ")
-    runner.main(composed(tmp_path, "space=tiny", "algorithm=tangle", "dry_run=true"))
+    runner.main(composed(tmp_path, "space=tiny", "data=digits", "algorithm=tangle", "dry_run=true"))
     assert "from initial weights (seed 0)" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
 
 
 def test_the_setup_tells_seeds_and_data_apart(tmp_path: Path) -> None:
-    setups = [open_job(fresh(tmp_path, *words)).setup() for words in ((), (), ("seed=1",), ("+data.split_seed=1",))]
+    setups = [open_job(fresh(tmp_path, *words)).setup() for words in ((), (), ("seed=1",), ("data.split_seed=1",))]
     assert setups[0] == setups[1]
     assert setups[0]["weights"] != setups[2]["weights"]
     assert setups[0]["data"] != setups[3]["data"]

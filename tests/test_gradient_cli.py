@@ -63,9 +63,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_mistakes_are_one_clear_line(words: tuple[str, ...], said: str, dry: bool, tmp_path: Path) -> None:
     config = search_config(tmp_path, "tangle", FRESH, f"dry_run={str(dry).lower()}")
     changes: Any = OmegaConf.from_dotlist(list(words))
-    config: Any = OmegaConf.to_container(OmegaConf.merge(config, changes))
+    changed: Any = OmegaConf.to_container(OmegaConf.merge(config, changes))
     with pytest.raises(UserError, match=said) as caught:
-        runner.main(config)
+        runner.main(changed)
     assert len(str(caught.value).splitlines()) == 1
     assert not list((tmp_path / "runs").rglob("results.json"))
 

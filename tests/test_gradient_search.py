@@ -148,7 +148,7 @@ def test_a_trained_supernet_can_learn_on(trained: Path, tmp_path: Path) -> None:
 
 def test_the_seed_alone_decides(tmp_path: Path) -> None:
     """Not the state of the global generator; dropout's numbers follow the seed too."""
-    found = []
+    found: list[Path] = []
     for place, seed, other in (("a", 0, 1), ("b", 0, 2), ("c", 1, 1)):
         torch.manual_seed(other)
         runner.main(search_config(tmp_path / place, "tangle", FRESH, f"seed={seed}", "algorithm.dropout=0.3"))
@@ -263,8 +263,11 @@ def largest_only(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Te
     return net.state_dict()
 
 
-@pytest.mark.parametrize("algorithm", ["tangle", "darts", "gdas", "proxyless"])
-@pytest.mark.parametrize("damaged", [False, True])
+# Mixes that draw one option see the loss's slope there alone, which here leads to the noise: not asked of them.
+@pytest.mark.parametrize(
+    ("algorithm", "damaged"),
+    [*((name, False) for name in ("tangle", "darts", "gdas", "proxyless")), ("tangle", True), ("darts", True)],
+)
 def test_the_better_option_is_found(
     algorithm: str, damaged: bool, largest_only: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:

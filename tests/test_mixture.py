@@ -43,7 +43,7 @@ def net_of(space: Space, seed: int = 0) -> Supernet:
 
 
 def inputs(net: Supernet, batch: int = 3) -> Tensor:
-    return images(batch, net.space.genes[0].options[-1]).double()  # type: ignore[arg-type]
+    return images(batch, net.space.genes[0].options[-1]).double()
 
 
 def like(net: Supernet) -> Tensor:
@@ -169,7 +169,7 @@ def test_depth_mixes_what_comes_out_of_each_depth(choose: str, train: bool) -> N
     space = tiny_space(choose=choose)
     net = net_of(space).train(train)
     x, stages = inputs(net), net.net.stages
-    for name, after, options in (("depth[0]", stages[1][0], 2), ("depth[1]", net.net.head, 3)):  # type: ignore[index]
+    for name, after, options in (("depth[0]", stages[1][0], 2), ("depth[1]", net.net.head, 3)):
         (p,) = simplex((options,))
         deepest = chosen(space, archs(space, 1)[0], {"depth[0]": 1, "depth[1]": 2})
         mixed = seen_by(net, after, x, varied(net, deepest, {name: p}))
@@ -232,7 +232,7 @@ def same_mixture(mixed: Tensor | None, found: list[tuple[Tensor, Tensor | None]]
 def test_operations_of_nb201_with_weights_of_their_own(edge: int) -> None:
     space = bench(entangled=False, affine=True)
     net = net_of(space)
-    module = net.net.stages[1][0].edges[edge]  # type: ignore[index, union-attr]
+    module = net.net.stages[1][0].edges[edge]
     x = images(3, 5, channels=8).double()
     same_mixture(*each(net, module, x, Mixture.of(space, probabilities(space)), [f"edges[{edge}]"]))
 
@@ -241,7 +241,7 @@ def test_operations_of_nb201_with_weights_of_their_own(edge: int) -> None:
 def test_operations_of_the_toy_cell_with_weights_of_their_own(edge: int) -> None:
     space = toy(entangled=False, affine=True)
     net = net_of(space)
-    module = net.net.cells[0].edges[edge]  # type: ignore[index, union-attr]
+    module = net.net.cells[0].edges[edge]
     x = images(3, 9, channels=8).double()
     same_mixture(*each(net, module, x, Mixture.of(space, probabilities(space)), [f"reduce[{edge}]"]))
 
@@ -251,7 +251,7 @@ def test_operations_of_darts_with_weights_of_their_own(edge: int) -> None:
     """An edge runs an operation only in the pairs of inputs that it belongs to."""
     space = supernet.build("darts", num_classes=5, channels=4, cells=3, resolution=[8], entangled=False).space
     net = net_of(space)
-    module = net.net.cells[0].edges[edge]  # type: ignore[index, union-attr]
+    module = net.net.cells[0].edges[edge]
     node = {0: 0, 4: 1, 13: 3}[edge]
     reads = [
         space.genes[i].name
@@ -271,8 +271,8 @@ def test_kernels_of_one_operation_are_mixed_in_weights() -> None:
     net = net_of(space)
     p = dict(zip(space.genes[1].options, simplex((5,), 3)[0], strict=True))
     probs = [torch.stack(list(p.values())) if gene.key == "edges" else torch.ones(1) for gene in space.genes]
-    edge, x = net.net.stages[0][0].edges[0], images(3, 6, channels=4).double()  # type: ignore[index, union-attr]
-    body = edge["conv"].body  # type: ignore[operator, index]
+    edge, x = net.net.stages[0][0].edges[0], images(3, 6, channels=4).double()
+    body = edge["conv"].body
     either = p["nor_conv_1x1"] + p["nor_conv_3x3"]
     weight = body.conv.weight
     inner = pad_kernel(cut(weight, 4, 4, 1), weight.shape)
@@ -280,7 +280,7 @@ def test_kernels_of_one_operation_are_mixed_in_weights() -> None:
     conv = batch_norm(body.norm, F.conv2d(F.relu(x), kernel, padding=1), None)
     pooled = F.avg_pool2d(x, 3, 1, padding=1, count_include_pad=False)
     expected = p["skip_connect"] * x + p["avg_pool_3x3"] * pooled + either * conv
-    torch.testing.assert_close(edge(x, Mixture.of(space, probs).plan), expected, **TIGHT)  # type: ignore[operator]
+    torch.testing.assert_close(edge(x, Mixture.of(space, probs).plan), expected, **TIGHT)
 
 
 @pytest.mark.parametrize("kind", ["sep", "dil"])
@@ -291,9 +291,9 @@ def test_separable_kernels_are_mixed_in_weights(kind: str) -> None:
     ops = list(space.genes[1].options)
     (p,) = simplex((len(ops),), 2)
     small, large = (ops.index(f"{kind}_conv_{k}x{k}") for k in (3, 5))
-    edge = net.net.cells[1].edges[1]  # type: ignore[index, union-attr]
+    edge = net.net.cells[1].edges[1]
     copy = deepcopy(edge)
-    for module in copy.modules():  # type: ignore[union-attr]
+    for module in copy.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (5, 5):
             inner = pad_kernel(cut(module.weight, module.weight.shape[0], 1, 3), module.weight.shape)
             module.weight.data = (p[small] * inner + p[large] * module.weight).data / (p[small] + p[large])
@@ -303,9 +303,9 @@ def test_separable_kernels_are_mixed_in_weights(kind: str) -> None:
     probs, support = list(base.probs), list(base.support)
     probs[at], support[at] = p, tuple(sorted((small, large)))
     plan = Mixture(space, tuple(probs), tuple(support)).plan
-    x = images(3, 6, channels=next(edge[kind].parameters()).shape[0]).double()  # type: ignore[operator, index, union-attr]
+    x = images(3, 6, channels=next(edge[kind].parameters()).shape[0]).double()
     hard = space.plan(chosen(space, space.largest(), {name: large}))
-    torch.testing.assert_close(edge(x, plan), (p[small] + p[large]) * copy(x, hard), **TIGHT)  # type: ignore[operator]
+    torch.testing.assert_close(edge(x, plan), (p[small] + p[large]) * copy(x, hard), **TIGHT)
 
 
 def test_a_layer_that_can_be_skipped() -> None:
@@ -315,22 +315,22 @@ def test_a_layer_that_can_be_skipped() -> None:
     layers = net.net.blocks
     for i, channels in ((0, 4), (1, 8)):  # a convolution stands for the identity; nothing does
         x = images(3, 8, channels=channels).double()
-        same_mixture(*each(net, layers[str(i)], x, Mixture.of(space, probabilities(space)), [f"blocks[{i}]"]))  # type: ignore[index]
+        same_mixture(*each(net, layers[str(i)], x, Mixture.of(space, probabilities(space)), [f"blocks[{i}]"]))
 
 
 def test_a_skipped_layer_beside_blocks_that_share_weights() -> None:
     """The identity by its probability; the block, mixed given that there is one, by the rest."""
     space = macro.space(**MACRO)
     net = net_of(space)
-    layer, x = net.net.blocks["1"], images(3, 8, channels=8).double()  # type: ignore[index]
+    layer, x = net.net.blocks["1"], images(3, 8, channels=8).double()
     (p,) = simplex((3,))
     base = Mixture.one_hot(space, space.largest(), like(net))
     mixture = varied(net, space.largest(), {"blocks[1]": p})
     given = p.clone()
     given[0] = 0.0
     block = Mixture(space, (*base.probs[:-1], given / given.sum()), (*base.support[:-1], (1, 2)))
-    expected = p[0] * x + (1 - p[0]) * layer(x, block.plan)  # type: ignore[operator]
-    torch.testing.assert_close(layer(x, mixture.plan), expected, **TIGHT)  # type: ignore[operator]
+    expected = p[0] * x + (1 - p[0]) * layer(x, block.plan)
+    torch.testing.assert_close(layer(x, mixture.plan), expected, **TIGHT)
 
 
 # Memory

@@ -52,7 +52,7 @@ def net(request: pytest.FixtureRequest) -> Supernet:
     return supernet
 
 
-def test_certain_choices_are_the_subnet(net: Supernet, request: pytest.FixtureRequest) -> None:
+def test_certain_choices_are_the_subnet(net: Supernet) -> None:
     """Bit for bit, gradients in play or not, with statistics of the batch in both modes."""
     space, x = net.space, small_images(net.space)
     like = next(net.parameters()).detach()
@@ -114,7 +114,7 @@ def test_shortcuts_whose_kind_depends_on_the_widths(rule: str, stride: int) -> N
         if a == b and (stride == 1 or rule == "always"):
             out = seen
         elif rule == "always":
-            out = F.conv2d(seen, block.shortcut.conv.weight[:b, :a])  # type: ignore[union-attr]
+            out = F.conv2d(seen, block.shortcut.conv.weight[:b, :a])
         else:
             out = torch.zeros(3, b, *seen.shape[2:]).double()
         return F.pad(out, (0, 0, 0, 0, 0, 12 - b))
@@ -141,15 +141,15 @@ def test_kernels_made_by_learned_maps(kept: tuple[int, ...]) -> None:
     probs[at][[i for i in range(3) if i not in kept]] = 0.0
     layer = net.net.get_submodule("stages.0.0.depthwise.conv")
     spec = Mixture(space, tuple(probs), tuple(support)).plan["stages.0.0"].depthwise
-    mixed = conv_weight(layer, spec)  # type: ignore[arg-type]
-    seven, maps = layer.weight, layer.transform  # type: ignore[union-attr]
-    five = (cut(seven, 24, 1, 5).flatten(1) @ maps["7to5"].T).view(24, 1, 5, 5)  # type: ignore[operator, index, arg-type]
-    three = (cut(five, 24, 1, 3).flatten(1) @ maps["5to3"].T).view(24, 1, 3, 3)  # type: ignore[index]
+    mixed = conv_weight(layer, spec)
+    seven, maps = layer.weight, layer.transform
+    five = (cut(seven, 24, 1, 5).flatten(1) @ maps["7to5"].T).view(24, 1, 5, 5)
+    three = (cut(five, 24, 1, 3).flatten(1) @ maps["5to3"].T).view(24, 1, 3, 3)
     shape = (24, 1, 2 * max(kept) + 3, 2 * max(kept) + 3)
     sizes = [(p, w) for p, w in zip(probs[at], (three, five, seven), strict=True) if p > 0]
-    torch.testing.assert_close(mixed, torch.stack([p * pad_kernel(w, shape) for p, w in sizes]).sum(0), **TIGHT)  # type: ignore[arg-type]
+    torch.testing.assert_close(mixed, torch.stack([p * pad_kernel(w, shape) for p, w in sizes]).sum(0), **TIGHT)
     mixed.square().sum().backward()
-    assert all(matrix.grad is not None and matrix.grad.abs().max() > 0 for matrix in maps.values())  # type: ignore[operator, union-attr]
+    assert all(matrix.grad is not None and matrix.grad.abs().max() > 0 for matrix in maps.values())
 
 
 # Transformers

@@ -126,7 +126,7 @@ def _search(job: Job, settings: GradientSearch, name: str, folder: Path, log: Ru
     if learn_weights:
         run_config = dict(job.run.config) if fresh else {**job.run.config, "algorithm": dict(job.config["algorithm"])}
         save_weights(folder, net, run_config, job.images, learner.step, {"kind": "search", "seconds": seconds})
-    found = _scored(job, learner, arch, folder, log, setup)
+    found = _scored(job, learner, arch, folder, log, job.setup() if learn_weights else setup)
     winner = ship(job, found.winner.arch, found.scores(), folder)
     write_report(job, found, None, winner, name, folder)
     results = {
