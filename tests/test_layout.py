@@ -12,12 +12,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from tiny import tiny_space
 
-from search.constraint import Constraint
 from supernet import UserError
 from supernet.build import make_data, make_space
-from supernet.construct import construct
 from supernet.data import Data
 from supernet.describe import rehearsal
 from supernet.init import initialise
@@ -264,18 +261,6 @@ def test_every_dataset_loads_or_says_what_is_missing(option: str, tmp_path: Path
             make_data(config, torch.device("cpu"), {"root": str(tmp_path / "absent")})
         assert str(tmp_path / "absent") in str(caught.value)
         assert len(str(caught.value).splitlines()) == 1
-
-
-@pytest.mark.parametrize("option", ALGORITHMS)
-def test_every_algorithm_composes_and_constructs(option: str) -> None:
-    config = composed("search", f"algorithm={option}")
-    constraint: Constraint = construct(config["constraint"], "constraint")
-    space = tiny_space()
-    algorithm = construct(config["algorithm"], "algorithm", budget=constraint.on(space), seed=0)
-    proposals = algorithm.ask(4)
-    assert all(algorithm.budget.feasible(arch) for arch in proposals)
-    fields = set(config) - {"constraint", "algorithm", "data", "hydra"}
-    assert {"checkpoint", "seed", "evaluations"} <= fields
 
 
 def test_named_spaces_take_any_number_of_classes() -> None:

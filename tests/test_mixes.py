@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from scipy import stats
 from torch import Tensor
 from torch.autograd.functional import jacobian
@@ -20,8 +19,6 @@ from search.gradient.mixes.gumbel import Gumbel
 from search.gradient.mixes.softmax import Softmax
 from search.gradient.mixes.sparsemax import Sparsemax
 from search.gradient.mixes.uniform import Uniform
-from supernet.construct import construct
-from supernet.errors import UserError
 
 SIZES = (3, 1, 5, 2, 4)
 CONFIGS = Path(__file__).parents[1] / "configs" / "algorithm" / "mix"
@@ -388,31 +385,3 @@ def test_after_step_runs_on_live_parameters() -> None:
         for new, old, run in zip(flat.detach().split(SIZES), before, draw.support, strict=True):
             others = [i for i in range(len(new)) if i not in run]
             assert torch.allclose(new.softmax(0)[others], old.softmax(0)[others], rtol=0, atol=1e-12)
-
-
-# Configuration -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["softmax", "sparsemax", "dirichlet", "gdas", "snas", "gates", "uniform"])
-def test_configs_make_the_mixes(name: str) -> None:
-    made = construct(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()), "algorithm.mix")
-    assert type(made) is type(MIXES[name])
-    if isinstance(made, Gumbel):
-        reference = MIXES[name]
-        assert vars(made) == vars(reference)
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "message"),
-    [
-        ("gdas", {"tau_min": 0.0}, "tau_min=0"),
-        ("snas", {"tau_max": 0.01}, "tau_max=0.01"),
-        ("dirichlet", {"weight": -1.0}, "weight=-1"),
-        ("dirichlet", {"anchor": "l1"}, "anchor=l1"),
-        ("gates", {"paths": "three"}, "paths=three"),
-    ],
-)
-def test_mistakes_are_named(name: str, change: dict[str, object], message: str) -> None:
-    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
-    with pytest.raises(UserError, match=message):
-        construct({**config, **change}, "algorithm.mix")

@@ -8,7 +8,8 @@ from omegaconf import OmegaConf
 from tiny import tiny_space
 
 from search.constraint import Constraint
-from search.settings import SearchSettings
+from search.gradient.search import GradientSearch
+from search.settings import SearchSettings, is_gradient
 from supernet.construct import construct
 from supernet.runs import config_dir
 
@@ -24,8 +25,14 @@ def test_every_algorithm_composes_and_builds(name: str) -> None:
     assert settings.data_overrides == {}
     constraint = construct(config["constraint"], "constraint")
     assert constraint == Constraint(macs="300M")
-    algorithm = construct(config["algorithm"], "algorithm", budget=constraint.on(tiny_space()), seed=0)
-    assert len(algorithm.ask(3)) == 3
+    budget = constraint.on(tiny_space())
+    if is_gradient(config["algorithm"]):
+        assert GradientSearch.of(config["algorithm"], budget).name == name
+        return
+    algorithm = construct(config["algorithm"], "algorithm", budget=budget, seed=0)
+    proposals = algorithm.ask(4)
+    assert len(proposals) == 4
+    assert all(budget.feasible(arch) for arch in proposals)
 
 
 def test_the_help_names_every_algorithm() -> None:

@@ -66,14 +66,12 @@ class Term:
         cases: the case that each combination of the options that are run belongs to; combinations without the layer
             are left out.
         combinations: the positions of these combinations; None: all.
-        given_row: whether the mask is conditional on the row, else only on there being the layer.
     """
 
     genes: tuple[int, ...]
     lengths: Mapping[str, NDArray[np.int64]]
     cases: NDArray[np.int64]
     combinations: NDArray[np.int64] | None
-    given_row: bool
     _constants: dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]] = field(default_factory=dict)
 
     @property
@@ -100,7 +98,7 @@ class Term:
         inside = dict(zip(self.lengths, self._on(p)[2:], strict=True))  # [cases, entries] of every axis
         row, column, ring = inside.get(ROW), inside.get(COLUMN), inside.get(RING)
         side = 1 if ring is None else round(ring.shape[1] ** 0.5)
-        if row is None or not self.given_row:
+        if row is None:
             parts = [x for x in (column, ring) if x is not None]
             both = p @ parts[0] if len(parts) == 1 else torch.einsum("k,kc,kt->ct", p, *parts)
             return both.reshape(1, 1 if column is None else column.shape[1], side, side)
@@ -144,7 +142,6 @@ def terms(
     axes: Mapping[str, NDArray[np.int64]],
     present: NDArray[np.bool_],
     support: Sequence[Sequence[int]],
-    given_row: bool = True,
 ) -> list[Term]:
     """The factors of a mask: one for every set of axes that have genes in common.
 
@@ -164,9 +161,8 @@ def terms(
             deciding[name] = by | condition if by & condition else by
     found = []
     for names, together in _connected(deciding):
-        if names == [ROW] and given_row:
-            continue
-        found.append(_term(genes, {name: axes[name] for name in names}, present, sorted(together), support, given_row))
+        if names != [ROW]:
+            found.append(_term(genes, {name: axes[name] for name in names}, present, sorted(together), support))
     return found
 
 
@@ -187,7 +183,6 @@ def _term(
     present: NDArray[np.bool_],
     together: Sequence[int],
     support: Sequence[Sequence[int]],
-    given_row: bool,
 ) -> Term:
     import numpy as np
 
@@ -202,7 +197,7 @@ def _term(
     unique, cases = np.unique(rows, axis=0, return_inverse=True)
     combinations = None if there.all() and _always(present, together) else np.flatnonzero(there)
     lengths_by_name = {name: unique[:, i] for i, name in enumerate(axes)}
-    return Term(read, lengths_by_name, cases.reshape(-1), combinations, given_row)
+    return Term(read, lengths_by_name, cases.reshape(-1), combinations)
 
 
 def _always(present: NDArray[np.bool_], together: Sequence[int]) -> bool:

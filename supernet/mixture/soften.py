@@ -99,8 +99,8 @@ class _Mask:
     terms: tuple[Term, ...]
 
     @staticmethod
-    def of(grid: Grid, support: Support, axes: dict[str, NDArray[np.int64]], given_row: bool = True) -> _Mask:
-        return _Mask(tuple(terms(grid.genes, axes, grid.present, support, given_row)))
+    def of(grid: Grid, support: Support, axes: dict[str, NDArray[np.int64]]) -> _Mask:
+        return _Mask(tuple(terms(grid.genes, axes, grid.present, support)))
 
     def __call__(self, weights: Weights) -> tuple[Tensor, ...]:
         return tuple(weights.mask(term) for term in self.terms)
