@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from search.gradient.mixes.dirichlet import Dirichlet
 from search.gradient.mixes.gates import Gates
 from search.gradient.mixes.gumbel import Gumbel
 from search.gradient.mixes.softmax import Softmax
