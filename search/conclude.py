@@ -96,6 +96,13 @@ def resume_command(folder: Path | None) -> str:
     return shlex.join(["python", "search.py", *overrides, *([f"resume={folder}"] if folder else [])])
 
 
+def begun_command(folder: Path) -> str:
+    """The command that the search in `folder` was begun with."""
+    saved = folder / "environment.json"
+    words = read_json(saved).get("argv", sys.argv)[1:] if saved.is_file() else sys.argv[1:]
+    return shlex.join(["python", "search.py", *(word for word in words if not word.startswith("resume="))])
+
+
 def _training_overrides(run: Path) -> list[str]:
     """What the training was started with, so that fine-tuning has the same recipe and data."""
     saved = run / "environment.json"

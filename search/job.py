@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from search.begun import STATE, TRIALS, as_begun, checkpoint_of, newest_unfinished
-from search.constraint import Budget, Constraint, range_of
+from search.constraint import ENUMERABLE, Budget, Constraint, range_of
 from search.fresh import SUPERNET, open_fresh
 from search.latency.model import LatencyModel
 from search.limits import LABELS, shown
@@ -113,7 +114,7 @@ class Job:
         facts = [
             self._origin(),
             f"space {space.name!r}: {_count(space.size())} subnets, {reach}",
-            f"budget: {self.budget.describe()}{binds}",
+            f"budget: {self.budget.describe()}{binds}{self._inside()}",
             *([kept] if kept else []),
         ]
         if self.data is None:
@@ -121,6 +122,16 @@ class Job:
         sizes = self.data.sizes
         splits = f"{sizes['search']:,} to search on, {sizes['val']:,} to choose among the finalists"
         return [*facts, f"images: {splits}, {sizes['test']:,} to test"]
+
+    def _inside(self) -> str:
+        """How many subnets of a small space meet the budget."""
+        space = self.budget.space
+        counted = space.size() <= ENUMERABLE and all(gene.parent is None for gene in space.genes)
+        if not counted or self.budget.feasible(space.largest()):
+            return ""
+        rows = np.indices([len(gene.options) for gene in space.genes]).reshape(len(space.genes), -1).T
+        inside = int((self.budget.violations(rows) == 0).sum())
+        return f": {inside:,} of {space.size():,} subnets"
 
     def _origin(self) -> str:
         """Where the weights come from."""

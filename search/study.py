@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from search.algorithm import Algorithm, Trial, best_of
-from search.conclude import about, conclude, describe, resume_command, row
+from search.conclude import about, begun_command, conclude, describe, resume_command, row
 from search.evaluator import SharedEvaluator, SupernetEvaluator
 from search.finish import rescore, ship
 from search.history import History, Known, is_complete, known_trials
@@ -129,14 +129,29 @@ def _outcome(job: Job, searcher: Algorithm, label: str, file: Path, facts: Mappi
 
 
 def write_report(
-    job: Job, found: Outcome, baseline: Outcome | None, winner: Mapping[str, Any], name: str, folder: Path
+    job: Job,
+    found: Outcome,
+    baseline: Outcome | None,
+    winner: Mapping[str, Any],
+    name: str,
+    folder: Path,
+    files: Mapping[str, str] | None = None,
+    again: str | None = None,
 ) -> None:
-    """front.*, progress.* and report.md."""
+    """front.*, progress.* where there is any, and report.md.
+
+    Args:
+        files: further figures and tables in the folder, with what they show.
+        again: the command that chooses again under another budget; None: `from=`.
+    """
     objectives, others = job.settings.objectives, baseline.trials if baseline else []
     top1_val = {arch: metrics.top1 for arch, metrics in found.validated.items()}
     write_front(folder, found.trials, found.winner, top1_val, objectives)
     plot_front(folder / "front.png", found.trials, found.winner, job.budget, others, name, objectives)
-    write_progress(folder, found.trials, others, name, objectives)
+    progress = {}
+    if len(found.trials) > 1:
+        write_progress(folder, found.trials, others, name, objectives)
+        progress = {"progress.png": "best top-1 and hypervolume after each evaluation (also .csv)"}
     measured = winner.get("measured_latency")
     findings = Findings(
         checkpoint=str(job.run.source),
@@ -154,12 +169,13 @@ def write_report(
         measured={"latency_ms": measured["median_ms"]} if measured else {},
         files={
             "front.png": "every scored subnet, the front and the budget (also .csv and .json)",
-            "progress.png": "best top-1 and hypervolume after each evaluation (also .csv)",
+            **progress,
+            **(files or {}),
             "subnet": "the exported subnet",
         },
         commands={
-            "the same search": resume_command(None),
-            "another budget, without evaluating": f"python search.py from={folder} constraint.macs=<bound>",
+            "the same search": begun_command(folder),
+            "another budget, without evaluating": again or f"python search.py from={folder} constraint.macs=<bound>",
         },
     )
     (folder / "report.md").write_text(markdown(findings), encoding="utf-8")

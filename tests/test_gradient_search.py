@@ -26,6 +26,7 @@ from search.gradient.learner import Learner
 from search.gradient.problem import Step
 from supernet import trainer
 from supernet.checkpoint import load
+from supernet.errors import UserError
 from supernet.export import load_subnet
 from supernet.mixture import Mixture
 
@@ -141,6 +142,28 @@ def test_a_trained_supernet_can_learn_on(trained: Path, tmp_path: Path) -> None:
     before, after = weights_of(trained), weights_of(folder / "supernet")
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[key], value) for key, value in after.items())
+
+
+def test_selecting_again_from_what_was_learned(trained: Path, tmp_path: Path) -> None:
+    words = (f"checkpoint={trained}", "algorithm.epochs=3")
+    runner.main(search_config(tmp_path, "tangle", *words))
+    first = max((trained / "search").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    again = (f"checkpoint={trained}", f"algorithm.arch_from={first}", "algorithm.epochs=0")
+    runner.main(search_config(tmp_path, "darts", *again))
+    second = max((trained / "search").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    assert torch.equal(state_of(second)["arch"]["flat"], state_of(first)["arch"]["flat"])
+    one, other = (json.loads((folder / "results.json").read_text()) for folder in (first, second))
+    assert other["steps"] == 0
+    assert other["selected"] == one["selected"]
+    with pytest.raises(UserError, match="no gradient search is there"):
+        runner.main(search_config(tmp_path, "tangle", f"checkpoint={trained}", f"algorithm.arch_from={tmp_path}"))
+
+
+def test_parameters_of_another_space_are_refused(tmp_path: Path) -> None:
+    learner = make_learner(tmp_path / "one", "tangle")
+    learner.save_state()
+    with pytest.raises(UserError, match="a search of another space than 'tiny'"):
+        make_learner(tmp_path / "two", "tangle", f"algorithm.arch_from={tmp_path / 'one'}", "space.resolution=[8]")
 
 
 # Randomness -----------------------------------------------------------------------------------------------------

@@ -34,7 +34,6 @@ OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((ROOT / "co
 # so few that the subnets can be listed.
 NEEDS = {"fair": ("sampler.num_random=6",)}
 STAGES = {"compound": 2, "listed": 1}
-ALGORITHMS = sorted(path.stem for path in (ROOT / "configs" / "algorithm").glob("*.yaml"))
 
 
 def imported(path: Path) -> set[str]:

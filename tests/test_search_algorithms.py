@@ -26,7 +26,8 @@ from supernet.runs import config_dir
 from supernet.space import Arch, Space
 from supernet.window import enumerate_archs
 
-CONFIGS = sorted((config_dir() / "algorithm").glob("*.yaml"))
+FILES = sorted((config_dir() / "algorithm").glob("*.yaml"))
+CONFIGS = [path for path in FILES if "defaults" not in yaml.safe_load(path.read_text())]  # those that ask and tell
 BIG, TINY = big_space(), tiny_space()
 
 

@@ -56,6 +56,8 @@ class Learner:
 
     Args:
         learn_weights: false: the weights stay as they are, the architecture parameters alone learn.
+        fresh: the weights are initial ones. Others have seen the training images: architecture parameters then learn on
+            the split held out for searches, unless the settings say otherwise.
         setup: whatever decides the result; a resumed search must have the same.
     """
 
@@ -69,6 +71,7 @@ class Learner:
     folder: Path
     log: RunLog
     setup: Mapping[str, Any]
+    fresh: bool = True
     frozen: dict[int, int] = field(default_factory=dict)  # genes that a selection has decided
     baseline: Tensor | None = None  # running mean of the loss, where there are several resolutions
     step: int = 0
@@ -82,14 +85,16 @@ class Learner:
         self.optimizers = [self._optimizer(net) for net in self.nets] if self.learn_weights else []
         self.base_lr = float(settings.optim.get("lr", 1e-3))
         self.arch = ArchParameters(space, self.seed)
+        if settings.arch_from is not None:
+            self._begin_with(Path(settings.arch_from))
         self.arch_optimizer = torch.optim.Adam(
             self.arch.parameters(),
             lr=settings.arch_rate(self.learn_weights),
             betas=settings.arch_betas,
-            weight_decay=settings.arch_weight_decay,
+            weight_decay=settings.arch_decay,
         )
         split = settings.arch_split
-        source = ("train" if self.learn_weights else "search") if split == "auto" else split
+        source = ("train" if self.fresh else "search") if split == "auto" else split
         portion = settings.train_portion if self.learn_weights else 1.0
         self.halves = Halves(self.data, self.seed, self.batch_size, portion, source, self.learn_weights)
         self.total_steps = settings.epochs * self.halves.steps_per_epoch
@@ -297,6 +302,7 @@ class Learner:
             "step": self.step,
             "nets": [net.state_dict() for net in self.nets] if self.learn_weights else [],
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "genes": self._genes(),
             "arch": self.arch.state_dict(),
             "arch_optimizer": self.arch_optimizer.state_dict(),
             "bound": self.settings.bound.state_dict(),
@@ -309,6 +315,25 @@ class Learner:
         }
         checkpoint.save(self.folder / STATE, state)
         self.trace.write()
+
+    def _begin_with(self, folder: Path) -> None:
+        """Take the architecture parameters of another gradient search over the same space.
+
+        Raises:
+            UserError: if there is none in `folder`, or it is one of another space.
+        """
+        if not (folder / STATE).is_file():
+            raise UserError(f"algorithm.arch_from={folder}: no gradient search is there ({STATE} is missing)")
+        state = checkpoint.load(folder / STATE)
+        flat = state.get("arch", {}).get("flat")
+        if flat is None or state.get("genes") != self._genes() or flat.shape != self.arch.flat.shape:
+            raise UserError(f"algorithm.arch_from={folder}: a search of another space than {self.space.name!r}")
+        with torch.no_grad():
+            self.arch.flat.copy_(flat)
+
+    def _genes(self) -> str:
+        """The names and options of all genes."""
+        return json.dumps([[gene.name, list(gene.options)] for gene in self.space.genes])
 
     def restore(self) -> None:
         """Go on from the folder's state.

@@ -105,6 +105,8 @@ class Step:
             self._drawn = draw
         net = learner.nets[copy]
         probs = to(draw, batch.images.device, next(net.parameters()).dtype)
+        if for_weights:  # the architecture parameters learn nothing, so a certain choice is the plain subnet
+            probs = tuple(p.detach() for p in probs)
         mixture = Mixture(learner.space, probs, draw.support, settings.partial_channels)
         with _seeded(seed, batch.images.device):
             logits = net(resize(batch.images, mixture.resolution), mixture, dropout=settings.dropout)

@@ -56,12 +56,20 @@ class GradientSearch:
     init: str | None = None
     candidates: int = 1
     partial_channels: int = 1
+    arch_from: str | None = None
 
     def __post_init__(self) -> None:
-        at_least_one(epochs=self.epochs, arch_every=self.arch_every, candidates=self.candidates)
+        if self.epochs or self.arch_from is None:  # with parameters learned before, a selection alone makes sense
+            at_least_one(epochs=self.epochs)
+        at_least_one(arch_every=self.arch_every, candidates=self.candidates)
         at_least_one(partial_channels=self.partial_channels)
         share(dropout=self.dropout, label_smoothing=self.label_smoothing)
-        if not 0 <= self.warmup_epochs < self.epochs:
+        if self.partial_channels > 1 and self.candidates > 1:
+            raise ValueError(
+                f"candidates={self.candidates} with partial_channels={self.partial_channels}: only a part of the "
+                "weights is trained, so scores cannot tell candidates apart; set candidates=1"
+            )
+        if not 0 <= self.warmup_epochs < max(1, self.epochs):
             raise ValueError(f"warmup_epochs={self.warmup_epochs}: must be from 0 to below epochs={self.epochs}")
         if self.arch_lr != "auto" and not self.arch_lr > 0:
             raise ValueError(f"arch_lr={self.arch_lr}: must be positive, or auto")
@@ -98,6 +106,11 @@ class GradientSearch:
             raise UserError(
                 f"algorithm.partial_channels={part}: this space has {found}; it must divide half of each, or be 1"
             )
+
+    @property
+    def arch_decay(self) -> float:
+        """Adam's weight decay of the architecture parameters; none where the mix has an anchor of its own."""
+        return 0.0 if getattr(self.mix, "anchor", "none") != "none" else self.arch_weight_decay
 
     def arch_rate(self, learn_weights: bool) -> float:
         """The architecture parameters' learning rate; "auto": the published one, or a larger one for weights that stay.

@@ -91,6 +91,7 @@ def estimate(job: Job) -> list[str]:
             Path(folder),
             log,
             {},
+            job.settings.is_fresh,
         )
         both = learner.seconds_per_step(learn_arch=True)
         alone = learner.seconds_per_step(learn_arch=False) if learn_weights else 0.0
@@ -112,10 +113,22 @@ def _search(job: Job, settings: GradientSearch, name: str, folder: Path, log: Ru
     learn_weights = settings.learns_weights(fresh)
     setup = job.setup()
     learner = Learner(
-        settings, net, job.images, job.budget, job.batch_size, job.settings.seed, learn_weights, folder, log, setup
+        settings,
+        net,
+        job.images,
+        job.budget,
+        job.batch_size,
+        job.settings.seed,
+        learn_weights,
+        folder,
+        log,
+        setup,
+        fresh,
     )
     if (folder / STATE).is_file():
         learner.restore()
+    if not learn_weights:
+        log.say("the weights stay: no warm-up, and updates of first order (nothing to look ahead to)")
     before = time.perf_counter()
     learner.run()
     arch = learner.select()
@@ -123,12 +136,24 @@ def _search(job: Job, settings: GradientSearch, name: str, folder: Path, log: Ru
     log.say(f"learned in {seconds:.1f} s ({time.perf_counter() - before:.1f} s since the last start)")
     plot_trace(folder, learner.trace)
     net.requires_grad_(True)
+    if settings.partial_channels > 1:
+        log.say(
+            "note: with partial channels only a part of the weights is trained: scores with inherited weights say "
+            "little, train the subnet (the command below)"
+        )
     if learn_weights:
         run_config = dict(job.run.config) if fresh else {**job.run.config, "algorithm": dict(job.config["algorithm"])}
         save_weights(folder, net, run_config, job.images, learner.step, {"kind": "search", "seconds": seconds})
     found = _scored(job, learner, arch, folder, log, job.setup() if learn_weights else setup)
     winner = ship(job, found.winner.arch, found.scores(), folder)
-    write_report(job, found, None, winner, name, folder)
+    where = folder / SUPERNET if learn_weights else job.run.source
+    again = f"python search.py checkpoint={where} algorithm={name} algorithm.arch_from={folder} algorithm.epochs=0"
+    files = {
+        "probabilities.png": "the probabilities of every gene's options by epoch",
+        "search.png": "losses of the mixture, entropy and expected cost by epoch",
+        TRACE: "all of it, and the decoded subnet of every epoch",
+    }
+    write_report(job, found, None, winner, name, folder, files, f"{again} constraint.macs=<bound>")
     results = {
         "kind": "search",
         "algorithm": dict(job.config["algorithm"]),

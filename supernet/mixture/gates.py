@@ -38,6 +38,7 @@ class Weights:
         self.probs = probs
         self._joint: dict[tuple[int, ...], Tensor] = {}
         self._masks: dict[tuple[object, ...], Tensor] = {}
+        self._totals: dict[tuple[tuple[int, ...], tuple[int, ...]], Tensor] = {}
 
     def joint(self, genes: tuple[int, ...]) -> Tensor:
         """Probabilities of all combinations of independent genes, flat, the last gene fastest."""
@@ -48,6 +49,15 @@ class Weights:
             head = self.joint(genes[:-1])
             self._joint[genes] = last if len(genes) == 1 else (head[:, None] * last).flatten()
         return self._joint[genes]
+
+    def total(self, genes: tuple[int, ...], cases: tuple[int, ...]) -> Tensor:
+        """The probability that the genes' combination is one of `cases`, 0-d; cells that agree in it share it."""
+        if (genes, cases) not in self._totals:
+            joint = self.joint(genes)
+            every = len(cases) == len(joint)
+            part = joint if every else joint[torch.tensor(cases).to(joint.device, non_blocking=True)]
+            self._totals[genes, cases] = part.sum()
+        return self._totals[genes, cases]
 
     def mask(self, term: Term) -> Tensor:
         """The term's factor of a mask; layers that agree in it share it."""
@@ -87,8 +97,9 @@ class Term:
         cases, combinations, *_ = self._on(joint)
         if self.combinations is not None:
             joint = joint[combinations]
-            total = joint.sum()
-            joint = joint / (total + (total == 0))
+            # A layer that no option in play has is run for its gradient: then as if all that have it were as probable.
+            joint = joint + (joint.sum() == 0)
+            joint = joint / joint.sum()
         first = next(iter(self.lengths.values()))
         return joint.new_zeros(len(first)).index_add(0, cases, joint)
 
@@ -103,8 +114,8 @@ class Term:
             both = p @ parts[0] if len(parts) == 1 else torch.einsum("k,kc,kt->ct", p, *parts)
             return both.reshape(1, 1 if column is None else column.shape[1], side, side)
         weighted = p[:, None] * row
+        weighted = weighted + row * (weighted.sum(0) == 0)  # likewise for a row that is not used
         used = weighted.sum(0)
-        used = used + (used == 0)  # a row that no option uses: its weights are multiplied by 0
         if column is None or ring is None:
             other = column if ring is None else ring
             assert other is not None

@@ -56,18 +56,17 @@ class SoftPlan:
         """See `Plan.weight`. Certain and impossible are so whatever the probabilities are."""
         signs = [(self._positions[name], True) for name in present]
         signs += [(self._positions[name], False) for name in absent if name in self._positions]
-        found = _event(self.space, self.side, tuple(signs), self.support)
-        if isinstance(found, float):
-            return found
-        genes, cases = found
-        joint = self._weights.joint(genes)
-        return joint[cases].sum()
+        support = self._of([position for position, _ in signs])
+        found = _event(self.space, self.side, tuple(signs), support)
+        return found if isinstance(found, float) else self._weights.total(*found)
 
     def _build(self, position: int) -> Build | None:
-        reads = set(self.space.units[position].reads)
-        return _build(
-            self.space, position, self.side, tuple(s if i in reads else () for i, s in enumerate(self.support))
-        )
+        return _build(self.space, position, self.side, self._of([position]))
+
+    def _of(self, units: Sequence[int]) -> Supports:
+        """The support of the genes that these units read; nothing of the others, so that caches find equal cases."""
+        reads = {gene for unit in units for gene in self.space.units[unit].reads}
+        return tuple(options if gene in reads else () for gene, options in enumerate(self.support))
 
 
 @lru_cache(maxsize=32)
@@ -89,7 +88,7 @@ def _build(space: Space, unit: int, side: int | None, support: Supports) -> Buil
 @lru_cache(maxsize=8192)
 def _event(
     space: Space, side: int | None, signs: tuple[tuple[int, bool], ...], support: Supports
-) -> float | tuple[tuple[int, ...], list[int]]:
+) -> float | tuple[tuple[int, ...], tuple[int, ...]]:
     """Whether layers are there and others are not: 0.0, 1.0, or (genes, their combinations for which it is so)."""
     import numpy as np
 
@@ -106,7 +105,7 @@ def _event(
     inside: NDArray[np.bool_] = np.asarray(holds.any(rest))[np.ix_(*(support[genes[axis]] for axis in deciding))]
     if not inside.any():
         return 0.0
-    return tuple(genes[axis] for axis in deciding), np.flatnonzero(inside).tolist()
+    return tuple(genes[axis] for axis in deciding), tuple(np.flatnonzero(inside).tolist())
 
 
 def _over(own: tuple[int, ...], values: NDArray[np.bool_], genes: tuple[int, ...]) -> NDArray[np.bool_]:

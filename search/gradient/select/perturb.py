@@ -125,11 +125,11 @@ class Perturb:
         ]
         return state.trained.evaluate(removed, support, self.max_images)
 
-    def _harm(self, score: Metrics) -> float:
-        """How bad a mixture is; one that computes no numbers is the worst."""
+    def _harm(self, score: Metrics) -> tuple[float, float]:
+        """How bad a mixture is; one that computes no numbers is the worst. The loss decides between equal top-1."""
         if math.isnan(score.loss):
-            return math.inf
-        return -score.top1 if self.criterion == "top1" else score.loss
+            return math.inf, math.inf
+        return (-score.top1 if self.criterion == "top1" else score.loss), score.loss
 
     def _tune(self, state: SelectState, partial: _Partial) -> None:
         while partial.pending:

@@ -24,7 +24,7 @@ class Rarts:
     plain descent. Gradients are clipped, if at all, with the tie in them.
 
     Source: Xue, Qi, Xin, "RARTS: An Efficient First-Order Relaxed Architecture Search Method" (IEEE Access 2022;
-    arXiv 2008.03901), section 3. The sparsity of its width search is not included.
+    arXiv 2008.03901), by its abstract and a derivation of the steps. The sparsity of its width search is not included.
 
     Args:
         lam: weight of the training loss.
