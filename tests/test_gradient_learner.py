@@ -64,7 +64,7 @@ def test_scores_are_of_the_search_split(limit: int | None, tmp_path: Path, monke
             logits.append(learner.net(images, mixture))
             targets.append(labels)
     outputs, labels = torch.cat(logits), torch.cat(targets)
-    assert found.count == len(labels) == (limit or learner.data.sizes["search"])
+    assert found.images == len(labels) == (limit or learner.data.sizes["search"])
     assert found.top1 == pytest.approx(100 * (outputs.argmax(1) == labels).double().mean().item())
     assert found.loss == pytest.approx(F.cross_entropy(outputs, labels).item(), rel=1e-5)
 
@@ -102,7 +102,7 @@ def test_tuning_has_a_falling_rate_and_begins_without_momentum(tmp_path: Path, m
 # Steps of the weights -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("limit", "factor"), [("0.02", 1.0), ("0.02", 1e-4), ("null", 100.0)])
+@pytest.mark.parametrize(("limit", "factor"), [("0.2", 10.0), ("0.2", 0.1), ("null", 100.0)])
 def test_gradients_are_clipped_to_the_norm_asked_for(limit: str, factor: float, tmp_path: Path) -> None:
     learner = make_learner(tmp_path, "darts", *PLAIN, f"algorithm.clip_norm={limit}")
     step = first_step(learner)
@@ -115,7 +115,7 @@ def test_gradients_are_clipped_to_the_norm_asked_for(limit: str, factor: float, 
     step.step_weights()
     moved = torch.cat([weight.detach().flatten() for weight in weights]).double() - before
     if limit != "null":
-        assert (norm > 10 * float(limit)) == (factor == 1.0)  # one case is above the limit, one below
+        assert norm > 5 * float(limit) if factor > 1 else norm < float(limit) / 5
         assert moved.norm().item() <= RATE * float(limit) * (1 + 1e-3)
         norm = min(norm, float(limit))
     expected = -RATE * norm * gradient / gradient.norm()

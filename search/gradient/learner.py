@@ -154,6 +154,8 @@ class Learner:
             UserError: if a loss is no longer finite; the state before it is kept.
         """
         settings, per_epoch = self.settings, self.halves.steps_per_epoch
+        if self.step >= self.total_steps:
+            return
         with StopRequest() as stop, self.log.progress(self.total_steps, "search", self.step) as progress:
             while self.step < self.total_steps:
                 epoch, first = divmod(self.step, per_epoch)

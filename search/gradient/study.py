@@ -153,6 +153,7 @@ def _search(job: Job, settings: GradientSearch, name: str, folder: Path, log: Ru
         "search.png": "losses of the mixture, entropy and expected cost by epoch",
         TRACE: "all of it, and the decoded subnet of every epoch",
     }
+    files = {name: what for name, what in files.items() if (folder / name).exists()}
     write_report(job, found, None, winner, name, folder, files, f"{again} constraint.macs=<bound>")
     results = {
         "kind": "search",
@@ -166,7 +167,8 @@ def _search(job: Job, settings: GradientSearch, name: str, folder: Path, log: Ru
         "baseline": None,
     }
     write_json(folder / RESULTS, results)
-    log.say(f"probabilities: {folder / 'probabilities.png'}, curves: {folder / 'search.png'}, by epoch: {TRACE}")
+    if learner.trace.records:
+        log.say(f"probabilities: {folder / 'probabilities.png'}, curves: {folder / 'search.png'}, by epoch: {TRACE}")
     if learn_weights:
         log.say(f"supernet: {folder / SUPERNET} (python search.py checkpoint={folder / SUPERNET})")
     conclude(job, folder, log, [row("chosen", found.winner.metrics, winner["metrics"])], winner, is_search=True)
