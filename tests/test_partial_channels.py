@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def toy_cell(width: int = 8) -> Space:
     return toy(in_channels=1, resolution=[13], cells=[*cells, {"kind": "reduce", "width": 2 * width}], ops=OPS)
 
 
-SPACES = {"toy": toy_cell, "darts": darts}
+SPACES: dict[str, Callable[[int], Space]] = {"toy": toy_cell, "darts": darts}
 
 
 def random_probs(space: Space, seed: int = 0) -> list[Tensor]:
@@ -171,8 +171,7 @@ def test_only_leading_channels_of_operations_learn(name: str, part: int) -> None
         elif weight.ndim == 4:
             assert weight.grad.flatten(1).any(1).all(), place  # what stands around cells learns as a whole
     for gene, p in zip(net.space.genes, mixture.probs, strict=True):
-        assert len(p) == 1 or p.grad is not None, gene.name
-        assert len(p) == 1 or p.grad.abs().max() > 0, gene.name
+        assert len(p) == 1 or (p.grad is not None and p.grad.any()), gene.name
 
 
 # Networks -------------------------------------------------------------------------------------------------------
@@ -200,7 +199,8 @@ def test_one_part_is_no_partial_channels(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "channels", "part"), [("toy_cell", 1, 2), ("toy_cell", 1, 4), ("darts", 3, 2)])
 def test_named_spaces_run(name: str, channels: int, part: int) -> None:
-    small: dict[str, Any] = {"toy_cell": {"resolution": [12]}, "darts": {"resolution": [8], "channels": 8}}[name]
+    sizes: dict[str, dict[str, Any]] = {"toy_cell": {"resolution": [12]}, "darts": {"resolution": [8], "channels": 8}}
+    small = sizes[name]
     net = supernet.build(name, num_classes=10, in_channels=channels, **small)
     side = small["resolution"][0]
     logits = net(images(3, side, channels=channels), mixture_of(net.space, part))
