@@ -22,7 +22,8 @@ class Rarts:
 
     The tie adds beta to the curvature: keep the weights' learning rate below 2 / (beta + curvature of the loss) for
     plain descent. With momentum m, the newest w pulls y along, so the mean of both feels momentum m + rate * beta / 2:
-    keep that well below 1 (rate 0.025, m 0.9 and beta 10 do not train). Gradients are clipped, if at all, with the tie in them.
+    keep that well below 1 (rate 0.025, m 0.9 and beta 10 do not train). Gradients are clipped, if at all, with the tie
+    in them.
 
     Source: Xue, Qi, Xin, "RARTS: An Efficient First-Order Relaxed Architecture Search Method" (IEEE Access 2022;
     arXiv 2008.03901), by its abstract and a derivation of the steps. The sparsity of its width search is not included.
