@@ -10,7 +10,10 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 torch.set_num_threads(1)
 
 # Spaces of which a smaller one of the same family goes through the same tests; `pytest -m ""` runs these too.
-SIBLINGS = ("attentivenas", "bignas", "ofa_mbv3_w12", "autoformer_small", "autoformer_base", "nb_macro_separate")
+SIBLINGS = (
+    *("attentivenas", "bignas", "ofa_mbv3_w12", "ofa_proxyless", "mobilenetv2_slimmable", "resnet_slimmable"),
+    *("autoformer_small", "autoformer_base", "nb_macro_separate"),
+)
 CONFORMANCE = ("test_net", "test_cost", "test_space", "test_memory_cost", "test_init", "test_mixture")
 
 

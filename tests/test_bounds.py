@@ -35,8 +35,8 @@ def slope(bound: Any, value: float) -> float:
     return gradient.item()
 
 
-def ten_choices(bound: Any, steps: int = 1500) -> tuple[list[float], list[float]]:
-    """Costs and multipliers of the last 300 steps; ten choices of four options, of which dearer ones are better."""
+def ten_choices(bound: Any, steps: int = 2500) -> tuple[list[float], list[float]]:
+    """Costs and multipliers of the last 500 steps; ten choices of four options, of which dearer ones are better."""
     generator = torch.Generator().manual_seed(0)
     cost, use = torch.rand(2, 10, 4, generator=generator, dtype=torch.float64).cumsum(2)  # 19.6 to 81.8 together
     cost, use = 4 * cost, 0.2 * use
@@ -53,7 +53,7 @@ def ten_choices(bound: Any, steps: int = 1500) -> tuple[list[float], list[float]
         bound.observe(after)
         costs.append(after["macs"].item())
         multipliers.append(min(bound.report().values(), default=0.0))
-    return costs[-300:], multipliers
+    return costs[-500:], multipliers
 
 
 @pytest.mark.parametrize("bound", LEARNED)

@@ -116,7 +116,7 @@ def resumed(folder: Path, run: Path) -> str:
     return out
 
 
-@pytest.mark.parametrize("threads", [1, 2], indirect=True)
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.exhaustive)], indirect=True)
 def test_a_run_killed_anywhere_and_resumed_ends_like_one_that_was_not(tmp_path: Path, whole: Path) -> None:
     """At another moment each time the tests run; the seed in the message repeats it."""
     seed = int.from_bytes(os.urandom(4))
