@@ -3,4 +3,4 @@
 from supernet.cli import entry
 
 if __name__ == "__main__":
-    entry("train", "supernet.trainer:main")
+    entry("train", "supernet.job:main")

@@ -1,6 +1,6 @@
 """Trainings of a comparison: each in a folder of its own, resumed where it was stopped, never repeated; and scores.
 
-Below the folder of an arm: its run `train/<time>-<name>/` (see `supernet.trainer`) and files of scores, a line for each
+Below the folder of an arm: its run `train/<time>-<name>/` (see `supernet.job`) and files of scores, a line for each
 subnet.
 """
 
@@ -23,13 +23,13 @@ from supernet.data import Data
 from supernet.errors import UserError
 from supernet.evaluate import calibrated_subnet, evaluate
 from supernet.horizon import Horizon
+from supernet.job import main as train
 from supernet.log import read_metrics
 from supernet.paths.base import Path as Subnet
 from supernet.phases.base import Phase, Phases
 from supernet.runs import RESULTS, config_dir, environment, lock, plain, read_json
 from supernet.samplers.base import ArchSampler, Slot
 from supernet.space import Arch, Space
-from supernet.trainer import main as train
 
 # What may differ between a stored run and the one that is asked for.
 FREE = ("runs_dir", "resume", "device", "logger", "name", "dry_run")

@@ -20,9 +20,9 @@ import torch
 
 from supernet.build import make_data, open_run
 from supernet.evaluate import evaluate_subnet
+from supernet.job import main as train
 from supernet.runs import RESULTS, read_json, write_json
 from supernet.space import Arch, Space
-from supernet.trainer import main as train
 
 FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the MACs between the smallest and the largest subnet
 

@@ -45,14 +45,14 @@ class Ageing:
             rows = self._unseen.random(rng, n)
             self._unseen.take(rows)
         else:
-            rows = self._unseen.children(n, lambda: self._brood(rng), rng)
+            living = self._unseen.of([trial.arch for trial in sorted(self._living, key=ranking)])
+            rows = self._unseen.children(n, lambda: self._brood(living, rng), rng)
         return self._unseen.archs(rows)
 
     def tell(self, trials: Sequence[Trial]) -> None:
         self._living.extend(trials)
 
-    def _brood(self, rng: np.random.Generator) -> np.ndarray:
-        living = sorted(self._living, key=ranking)  # so the best of a sample has the lowest number
+    def _brood(self, living: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Mutations of the best of each sample; `living` stand best first, so it has the lowest number."""
         drawn = rng.integers(len(living), size=(BROOD, self.sample)).min(axis=1)
-        rows = self._unseen.of([living[i].arch for i in drawn.tolist()])
-        return self._unseen.mutate(rows, rng, prob=0.0)
+        return self._unseen.mutate(living[drawn], rng, prob=0.0)

@@ -7,13 +7,14 @@ that do not count are 0, so equal rows are equal subnets.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from search.constraint import ENUMERABLE, Budget, encoded
+from search.constraint import ENUMERABLE, Budget
 from search.repair import repaired
+from supernet.codec import canonical, counting, decoded, encoded
 from supernet.errors import UserError
 from supernet.space import Arch, Space
 
@@ -39,17 +40,14 @@ class Codes:
         return encoded(self.space, archs)
 
     def archs(self, rows: Rows) -> list[Arch]:
-        return [self.space.decode(row) for row in rows.tolist()]
+        return decoded(self.space, rows)
 
     def counting(self, rows: Rows) -> NDArray[np.bool_]:
         """Which genes count [N, G]."""
-        mask = np.ones(rows.shape, dtype=bool)
-        for i, (parent, fits) in _conditions(self.space).items():
-            mask[:, i] = mask[:, parent] & fits[rows[:, parent]]
-        return mask
+        return counting(self.space, rows)
 
     def canonical(self, rows: Rows) -> Rows:
-        return np.where(self.counting(rows), rows, 0)
+        return canonical(self.space, rows)
 
     def draw(self, rng: np.random.Generator, n: int) -> Rows:
         """Random rows [n, G], every gene uniform, whether inside the budget or not."""
@@ -63,12 +61,13 @@ class Codes:
         Args:
             prob: None: 1 / (the number of genes that count and have a choice).
         """
-        free = self.counting(rows) & (self.limits > 1)
+        counts = self.counting(rows)
+        free = counts & (self.limits > 1)
         odds = 1 / np.maximum(free.sum(axis=1, keepdims=True), 1) if prob is None else prob
         luck = np.where(free, rng.random(rows.shape), np.inf)
         changes = free & ((luck < odds) | (luck == luck.min(axis=1, keepdims=True)))
         shift = 1 + (rng.random(rows.shape) * (self.limits - 1)).astype(np.int64)
-        fresh = np.where(self.counting(rows), rows, self.draw(rng, len(rows)))
+        fresh = np.where(counts, rows, self.draw(rng, len(rows)))
         return self.canonical(np.where(changes, (rows + shift) % self.limits, fresh))
 
     def cross(self, first: Rows, second: Rows, rng: np.random.Generator) -> Rows:
@@ -85,8 +84,9 @@ class Codes:
 
     def repair(self, rows: Rows, rng: np.random.Generator) -> Rows:
         """Bring rows into the budget by few changes, see `search.repair`; those that cannot be are left out."""
-        repaired_rows, inside = repaired(self.space, self.budget.violations, self.canonical(rows), rng)
-        return self.canonical(repaired_rows[inside])
+        budget = self.budget
+        moved, inside = repaired(self.space, budget.violations, self.canonical(rows), rng, budget.violations_around)
+        return self.canonical(moved[inside])
 
 
 class Unseen(Codes):
@@ -102,15 +102,17 @@ class Unseen(Codes):
         Random ones take the place of those that cannot be had after `ROUNDS` chunks, so that a search never
         stalls; fewer than `n` only where nothing is left. More of them begin the same.
         """
-        found = np.zeros((0, len(self.limits)), dtype=np.int64)
+        known: set[bytes] = set()
+        found = [self._none]
         for _ in range(ROUNDS):
-            if len(found) >= n:
+            if len(known) >= n:
                 break
-            found = self.fresh(np.concatenate([found, self.repair(breed(), rng)]))
-        if len(found) < n:
-            found = np.concatenate([found, self.random(rng, n - len(found), besides=found)])
-        self.take(found[:n])
-        return found[:n]
+            found.append(self._new(self.repair(breed(), rng), known))
+        if len(known) < n:
+            found.append(self._random(rng, n - len(known), known))
+        rows = np.concatenate(found)[:n]
+        self.take(rows)
+        return rows
 
     def take(self, rows: Rows) -> None:
         """Mark canonical rows as handed out."""
@@ -118,11 +120,7 @@ class Unseen(Codes):
 
     def fresh(self, rows: Rows) -> Rows:
         """Those canonical rows that were not handed out, each once, in order."""
-        first: dict[bytes, int] = {}
-        for i, key in enumerate(_keys(rows)):
-            if key not in self._taken:
-                first.setdefault(key, i)
-        return rows[list(first.values())]
+        return self._new(rows, set())
 
     def random(self, rng: np.random.Generator, n: int, besides: Rows | None = None) -> Rows:
         """`n` distinct random subnets that were not handed out and are not in `besides`; fewer if no more are found.
@@ -130,22 +128,41 @@ class Unseen(Codes):
         In a space of at most `ENUMERABLE` subnets, uniform over all that are left. In a larger one they are drawn,
         which ends with a chunk that brings nothing new, or after `ROUNDS` chunks. More of them begin the same.
         """
-        known = np.zeros((0, len(self.limits)), dtype=np.int64) if besides is None else besides
-        start = len(known)
+        return self._random(rng, n, set() if besides is None else set(_keys(besides)))
+
+    def _random(self, rng: np.random.Generator, n: int, known: set[bytes]) -> Rows:
+        """`random`, besides the rows with keys in `known`; the keys of those found are added to it."""
         if self.space.size() <= ENUMERABLE:
-            rows = _all_rows(self.space)
-            inside = self.fresh(rows[self.budget.violations(rows) <= 0])
-            return self.fresh(np.concatenate([known, rng.permutation(inside)]))[start : start + n]
+            return self._new(rng.permutation(self.fresh(self._inside)), known)[: max(n, 0)]
+        found, start = [self._none], len(known)
         for _ in range(ROUNDS if n > 0 else 0):
             try:
-                drawn = self.of(self.budget.sample(rng, CHUNK))
+                drawn = self.budget.sample_rows(rng, CHUNK)
             except UserError:  # so few subnets are inside that drawing does not find them
                 break
-            before = len(known)
-            known = self.fresh(np.concatenate([known, drawn]))
-            if len(known) >= start + n or len(known) == before:
+            found.append(self._new(self.canonical(drawn), known))
+            if len(known) >= start + n or not len(found[-1]):
                 break
-        return known[start : start + n]
+        return np.concatenate(found)[: max(n, 0)]
+
+    def _new(self, rows: Rows, known: set[bytes]) -> Rows:
+        """Those canonical rows that were not handed out and whose keys are not in `known`, each once; adds them."""
+        keep = []
+        for i, key in enumerate(_keys(rows)):
+            if key not in self._taken and key not in known:
+                known.add(key)
+                keep.append(i)
+        return rows[keep]
+
+    @cached_property
+    def _inside(self) -> Rows:
+        """Every subnet of a small space that is inside the budget."""
+        rows = _all_rows(self.space)
+        return rows[self.budget.violations(rows) <= 0]
+
+    @cached_property
+    def _none(self) -> Rows:
+        return np.zeros((0, len(self.limits)), dtype=np.int64)
 
 
 def _keys(rows: Rows) -> list[bytes]:

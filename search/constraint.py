@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from search.limits import LABELS, Limit, bounds, exact, number, shown, window
 from search.repair import descended, repaired
-from supernet.cost import Measure, macs_of, memory_of, params_of, size_of
+from supernet.codec import decoded, encoded
+from supernet.cost import Additive, Measure, macs_of, memory_of, params_of, size_of
 from supernet.errors import UserError
+from supernet.neighbours import changed, changes
 from supernet.space import Arch, Space, Window
 from supernet.sweep import extremes
-from supernet.window import enumerate_archs, rows_in_window, sample_in_window
+from supernet.window import enumerate_archs, rows_in_window
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,16 +92,30 @@ class Budget:
 
     def violations(self, genes: NDArray[np.integer]) -> NDArray[np.float64]:
         """By how much subnets [N, G] leave the windows, each relative to the bound, summed [N]; 0: feasible."""
+        return self._outside({name: self.measures[name].batch(genes) for name in self.windows}, (len(genes),))
+
+    def violations_around(self, genes: NDArray[np.integer]) -> NDArray[np.float64]:
+        """`violations` [N, K] after each change of one gene, see `supernet.neighbours.changes`, of N subnets [N, G]."""
+        values, moved = {}, None
+        for name in self.windows:
+            measure = self.measures[name]
+            if isinstance(measure, Additive):
+                values[name] = measure.around(genes)
+                continue
+            moved = changed(self.space, genes) if moved is None else moved
+            values[name] = measure.batch(moved.reshape(-1, moved.shape[2])).reshape(moved.shape[:2])
+        return self._outside(values, (len(genes), len(changes(self.space)[0])))
+
+    def _outside(self, values: Mapping[str, NDArray[Any]], shape: tuple[int, ...]) -> NDArray[np.float64]:
         import numpy as np
 
-        total = np.zeros(len(genes))
+        parts = []
         for name, (low, high) in self.windows.items():
-            values = self.measures[name].batch(genes)
             if math.isfinite(low):
-                total += np.maximum(low - values, 0) / max(abs(low), 1e-9)
+                parts.append(np.maximum(low - values[name], 0) / max(abs(low), 1e-9))
             if math.isfinite(high):
-                total += np.maximum(values - high, 0) / max(abs(high), 1e-9)
-        return total
+                parts.append(np.maximum(values[name] - high, 0) / max(abs(high), 1e-9))
+        return reduce(np.add, parts) if parts else np.zeros(shape)
 
     def excess(self, archs: Sequence[Arch]) -> NDArray[np.float64]:
         """`violations` of subnets [N]."""
@@ -106,15 +123,24 @@ class Budget:
 
     def costs(self, arch: Arch) -> dict[str, float]:
         """Every measure of one subnet, by name."""
-        genes = encoded(self.space, [arch])
-        return {name: measure.batch(genes)[0].item() for name, measure in self.measures.items()}
+        return self.costs_all([arch])[0]
+
+    def costs_all(self, archs: Sequence[Arch]) -> list[dict[str, float]]:
+        """`costs` of many at once, which takes a hundredth of the time for each."""
+        genes = encoded(self.space, archs)
+        values = [measure.batch(genes).tolist() for measure in self.measures.values()]
+        return [dict(zip(self.measures, row, strict=True)) for row in zip(*values, strict=True)]
 
     def feasible(self, arch: Arch) -> bool:
         return not self.excess([arch])[0]
 
     def sample(self, rng: np.random.Generator, n: int) -> list[Arch]:
         """`n` independent subnets inside the budget, every gene uniform given that; see `supernet.window`."""
-        return sample_in_window(self.space, rng, n, self.windows, self.measures)
+        return decoded(self.space, self.sample_rows(rng, n))
+
+    def sample_rows(self, rng: np.random.Generator, n: int) -> NDArray[np.int64]:
+        """`sample` as option indices [n, G], not canonical."""
+        return rows_in_window(self.space, rng, n, self.windows, self.measures)
 
     def repair(self, arch: Arch, rng: np.random.Generator) -> Arch | None:
         """A subnet inside the budget near `arch`; itself if it is inside, None if no way in was found."""
@@ -135,7 +161,7 @@ class Budget:
                 if gene.parent is not None and not self.space.counts(gene, codes):
                     rows[i, position] = rng.integers(len(gene.options))
         result: list[Arch | None] = list(archs)
-        moved, inside = repaired(self.space, self.violations, rows[outside], rng)
+        moved, inside = repaired(self.space, self.violations, rows[outside], rng, self.violations_around)
         for i, row, fits in zip(outside.tolist(), moved.tolist(), inside.tolist(), strict=True):
             result[i] = self.space.decode(row) if fits else None
         return result
@@ -200,13 +226,6 @@ class Budget:
         rows = descended(self.space, held.violations, wanted.violations, rows)
         left = wanted.violations(rows)
         return self.measures[other].batch(rows[[left.argmin()]])[0].item() if left.min() > 0 else None
-
-
-def encoded(space: Space, archs: Sequence[Arch]) -> NDArray[np.int64]:
-    """Option indices [N, G] of subnets."""
-    import numpy as np
-
-    return np.array([space.encode(arch) for arch in archs], dtype=np.int64).reshape(len(archs), len(space.genes))
 
 
 def range_of(budget: Budget) -> dict[str, tuple[float, float]]:

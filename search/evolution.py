@@ -69,10 +69,14 @@ class Evolution:
         return self._unseen.archs(rows)
 
     def tell(self, trials: Sequence[Trial]) -> None:
+        best = ranking(self._elite[0]) if self._elite else None
         for trial in trials:
-            better = not self._elite or ranking(trial) < ranking(self._elite[0])
-            self._told, self._idle = self._told + 1, 0 if better else self._idle + 1
-            self._elite = best_of([*self._elite, trial], self.parents)
+            rank = ranking(trial)
+            better = best is None or rank < best
+            best = rank if better else best
+            self._idle = 0 if better else self._idle + 1
+        self._told += len(trials)
+        self._elite = best_of([*self._elite, *trials], self.parents)
         if self._idle >= self.patience:
             self._elite, self._told, self._idle = [], 0, 0
 

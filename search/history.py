@@ -17,6 +17,7 @@ from supernet.space import Arch, Space
 
 FORMAT = "supernet-trials"
 DECIDES_SCORES = ("space", "weights", "calibration_images", "data")
+EQUAL_SCORES = (*DECIDES_SCORES, "eval_dtype")  # to the last digit
 
 Costs = Callable[[Arch], Mapping[str, float]]
 Known = dict[Arch, tuple[Trial, str]]
@@ -124,9 +125,9 @@ def known_trials(
     """Scores that earlier searches of the same supernet hold: complete trials by subnet, with their folders' names.
 
     Looks through the records of trials in the folders of `root` but `own`. Those count whose setup has the same space,
-    weights, calibration images and data as `setup`; algorithm, budget and seed may differ, because no score depends
-    on them. Of two scores of one subnet the older search's is taken. Costs are not taken from there but computed
-    anew. Files and lines that cannot be read are passed over. The first of several processes reads for all.
+    weights, calibration images, data and precision as `setup`; algorithm, budget and seed may differ, because no score
+    depends on them. Of two scores of one subnet the older search's is taken. Costs are not taken from there but
+    computed anew. Files and lines that cannot be read are passed over. The first of several processes reads for all.
     """
     found = ranks.broadcast(_known(root, own, space, setup) if ranks.first else [])
     known: Known = {}
@@ -138,12 +139,12 @@ def known_trials(
 
 def _known(root: Path, own: Path, space: Space, setup: Mapping[str, Any]) -> list[tuple[dict[str, Any], str]]:
     """Trials as JSON, scores only, oldest search first."""
-    wanted = {key: plain(setup.get(key)) for key in DECIDES_SCORES}
+    wanted = {key: plain(setup.get(key)) for key in EQUAL_SCORES}
     found = []
     for path in sorted(root.glob("*/*.jsonl")):
         lines = [] if path.parent.resolve() == own.resolve() else _whole_lines(path)
         saved = _setup(lines[0]) if lines else None
-        if saved is None or {key: saved.get(key) for key in DECIDES_SCORES} != wanted:
+        if saved is None or {key: saved.get(key) for key in EQUAL_SCORES} != wanted:
             continue
         for line in lines[1:]:
             try:

@@ -37,6 +37,9 @@ class SearchSettings:
     objectives: tuple[str, ...]
     cache: bool
     stop_early: bool
+    eval_batch: int | Literal["auto"] | None
+    eval_dtype: Literal["float32", "bfloat16", "auto"]
+    reuse_mb: float
     baseline: Literal["random"] | None
     formats: tuple[str, ...]
     test: bool
@@ -49,6 +52,10 @@ class SearchSettings:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.calibration_images is not None and self.calibration_images < 0:
             raise UserError(f"calibration_images={self.calibration_images}: must not be negative")
+        if isinstance(self.eval_batch, int) and self.eval_batch < 1:
+            raise UserError(f"eval_batch={self.eval_batch}: must be at least 1, auto, or null")
+        if not self.reuse_mb >= 0:
+            raise UserError(f"reuse_mb={self.reuse_mb}: must not be negative")
         if self.seed < 0:
             raise UserError(f"seed={self.seed}: must not be negative")
         if not 2 <= len(set(self.objectives)) == len(self.objectives) <= 3 or "top1" not in self.objectives:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from search.algorithm import Algorithm, Trial, best_of
 from search.conclude import about, begun_command, conclude, describe, resume_command, row
 from search.evaluator import SharedEvaluator, SupernetEvaluator
@@ -18,11 +20,13 @@ from search.job import TRIALS, Job
 from search.loop import run_trials
 from search.random import Random
 from search.report import plot_front, write_front, write_progress
+from search.scoring import scoring
 from search.settings import is_gradient
 from search.summary import Findings, markdown
 from supernet.construct import construct
 from supernet.evaluate import Metrics, evaluate_subnet
 from supernet.log import RunLog
+from supernet.passes import Passes
 from supernet.runs import RESULTS, lock, new_run, write_json
 from supernet.space import Arch
 
@@ -77,12 +81,15 @@ def run_study(job: Job, described: Mapping[str, Any]) -> float:
 
 def _search(job: Job, algorithm: Algorithm, name: str, folder: Path, log: RunLog) -> float:
     settings, setup = job.settings, job.setup()
-    found = _outcome(job, algorithm, name, folder / TRIALS, setup, log)
+    passes, scored = scoring(job, folder, log)
+    if passes.dtype != torch.float32:
+        setup["eval_dtype"] = scored["dtype"]
+    found = _outcome(job, algorithm, name, folder / TRIALS, setup, log, passes)
     baseline = None
     if settings.baseline is not None:
         random = Random(job.budget, settings.seed)
         facts = {**setup, "algorithm": "random"}
-        baseline = _outcome(job, random, "random baseline", folder / "baseline.jsonl", facts, log)
+        baseline = _outcome(job, random, "random baseline", folder / "baseline.jsonl", facts, log, passes)
     top1 = float(found.validated[found.winner.arch].top1)
     if not job.ranks.first:
         return top1
@@ -92,6 +99,7 @@ def _search(job: Job, algorithm: Algorithm, name: str, folder: Path, log: RunLog
         "algorithm": dict(job.config["algorithm"]),
         **about(job),
         **found.summary(),
+        "scoring": {**scored, "reuse_mb": settings.reuse_mb},
         "winner": winner,
         "baseline": {**baseline.summary(), "metrics": baseline.scores()} if baseline else None,
     }
@@ -104,24 +112,29 @@ def _search(job: Job, algorithm: Algorithm, name: str, folder: Path, log: RunLog
     return top1
 
 
-def _outcome(job: Job, searcher: Algorithm, label: str, file: Path, facts: Mapping[str, Any], log: RunLog) -> Outcome:
+def _outcome(
+    job: Job, searcher: Algorithm, label: str, file: Path, facts: Mapping[str, Any], log: RunLog, passes: Passes
+) -> Outcome:
     settings, space, ranks = job.settings, job.budget.space, job.ranks
     history = History(file, space, facts, ranks)
     known: Known = {}
     if settings.cache:
         known = known_trials(job.root, file.parent, space, facts, job.budget.costs, ranks)
-    evaluator = SupernetEvaluator(job.run.net, job.images, job.calibration_images, job.budget.costs)
+    evaluator = SupernetEvaluator(
+        job.run.net, job.images, job.calibration_images, job.budget.costs, passes=passes, reuse_mb=settings.reuse_mb
+    )
+    together = evaluator.groups if evaluator.reuse_mb else None
     keep = settings.finalists if settings.stop_early else None
     alone = ranks.world == 1
     trials = run_trials(
         searcher,
-        evaluator if alone else SharedEvaluator(evaluator, space, ranks),
+        evaluator if alone else SharedEvaluator(evaluator, space, ranks, together),
         history,
         settings.evaluations,
         log,
         label,
         known=known,
-        at_once=1 if alone else 4 * ranks.world,
+        at_once=max(1 if alone else 4 * ranks.world, searcher.batch if together else 1),
         keep=keep,
     )
     reused = sum(trial.arch in history.sources for trial in trials)

@@ -12,6 +12,7 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from supernet.lookup import Factor, Lookup, merged
+from supernet.neighbours import Neighbours, changed
 from supernet.space import Space
 from supernet.specs import Plan
 
@@ -63,9 +64,22 @@ class Additive:
         (total,) = self._lookup(genes)
         return self.of_total(total)
 
+    def around(self, genes: NDArray[np.integer]) -> NDArray[Any]:
+        """Its values [N, K] after each change of one gene, see `supernet.neighbours.changes`, of N subnets [N, G].
+
+        The same numbers as `batch` has of the changed rows, for rows in range; whole numbers are had from the few
+        factors that change.
+        """
+        import numpy as np
+
+        if np.issubdtype(self._lookup.dtypes[0], np.integer):
+            return self.of_total(self._neighbours(np.asarray(genes)))
+        return self.batch(changed(self.space, genes).reshape(-1, len(self.space.genes))).reshape(len(genes), -1)
+
     def of_total(self, total: NDArray[Any]) -> NDArray[Any]:
         """The measure's values where the factors add up to `total`. Whole numbers stay whole without a unit."""
-        total = total + self.offset
+        if self.offset:
+            total = total + self.offset
         return total if self.unit == 1 else total / self.unit
 
     @cached_property
@@ -73,6 +87,10 @@ class Additive:
         import numpy as np
 
         return Lookup(self.space, [(self.factors, np.add)])
+
+    @cached_property
+    def _neighbours(self) -> Neighbours:
+        return Neighbours(self.space, self._lookup)
 
 
 class Peak:

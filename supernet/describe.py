@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from supernet.cost import cost
 from supernet.log import RunLog
 from supernet.memory import peak_memory_mb
+from supernet.micro_batch import memory_line, settled
 from supernet.net import Supernet
 
 if TYPE_CHECKING:
@@ -46,8 +47,10 @@ def rehearsal(config: dict[str, Any], net: Supernet, data: Data) -> Trainer:
 
 
 def dry_run(config: dict[str, Any], net: Supernet, data: Data) -> None:
-    """Print `describe`, and what a few real training steps say about time and memory. Writes no file."""
+    """Print `describe`, what a step needs, and what a few real ones say about time and memory. Writes no file."""
     print(describe(net, data))
+    print(memory_line(config, net))
+    config = settled(config, net)
     print("timing a few steps ...", flush=True)
     trainer = rehearsal(config, net, data)
     seconds = []

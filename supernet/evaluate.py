@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from supernet.calibrate import calibrate
-from supernet.distill import at_least_fp32
-from supernet.net import Supernet
+from supernet.passes import PLAIN, Passes
 from supernet.space import Arch
 
 if TYPE_CHECKING:
     from supernet.data import Data
+    from supernet.sharing.members import AnySupernet
 
 
 class Metrics(NamedTuple):
@@ -35,7 +35,7 @@ class Stopped(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> Metrics:
+def evaluate(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], passes: Passes = PLAIN) -> Metrics:
     """Top-1 and loss over (images [B, C, S, S], targets [B]) in eval mode; the mode is restored.
 
     Raises:
@@ -48,18 +48,23 @@ def evaluate(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> Metr
     device = next(model.parameters()).device
     correct, loss = torch.zeros((), device=device), torch.zeros((), device=device)
     count = 0
-    for images, targets in batches:  # sums stay on the device: one synchronisation at the end
-        right, summed = _score(model, images, targets)
-        correct += right
-        loss += summed
-        count += len(targets)
+    with passes.precision(device):
+        for images, targets in batches:  # sums stay on the device: one synchronisation at the end
+            right, summed = score(passes.logits(model, images), targets)
+            correct += right
+            loss += summed
+            count += len(targets)
     model.train(was_training)
     return Metrics(100.0 * correct.item() / count, loss.item() / count, count)
 
 
 @torch.no_grad()
 def evaluate_unless_below(
-    model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], total: int, stop_below: float
+    model: nn.Module,
+    batches: Sequence[tuple[Tensor, Tensor]],
+    total: int,
+    stop_below: float,
+    passes: Passes = PLAIN,
 ) -> Metrics | Stopped:
     """As `evaluate`, but the pass ends as soon as top-1 (percent) must end below `stop_below`.
 
@@ -73,47 +78,66 @@ def evaluate_unless_below(
         raise ValueError("evaluation needs at least one image")
     was_training = model.training
     model.eval()
-    loss = torch.zeros((), device=next(model.parameters()).device)
+    device = next(model.parameters()).device
+    loss = torch.zeros((), device=device)
     correct = seen = 0
-    for images, targets in batches:
-        right, summed = _score(model, images, targets)
-        correct += int(right)
-        loss += summed
-        seen += len(targets)
-        high = 100.0 * (correct + total - seen) / total
-        if high < stop_below and seen < total:
-            model.train(was_training)
-            return Stopped(100.0 * correct / total, high, seen)
+    with passes.precision(device):
+        for images, targets in batches:
+            right, summed = score(passes.logits(model, images), targets)
+            correct += int(right)
+            loss += summed
+            seen += len(targets)
+            stopped = beyond(correct, seen, total, stop_below)
+            if stopped is not None:
+                model.train(was_training)
+                return stopped
     model.train(was_training)
     return Metrics(100.0 * correct / total, loss.item() / total, total)
 
 
-def _score(model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """How many images of a batch are right, and their summed cross-entropy; both stay on the device."""
-    logits = at_least_fp32(model(images))
     return (logits.argmax(1) == targets).sum(), F.cross_entropy(logits, targets, reduction="sum")
 
 
-def calibrated_subnet(net: Supernet, arch: Arch, data: Data | None, calibration_images: int) -> nn.Module:
+def beyond(correct: int, seen: int, total: int, stop_below: float) -> Stopped | None:
+    """What is known of a pass over `total` images if top-1 must end below `stop_below`, percent; else None."""
+    high = 100.0 * (correct + total - seen) / total
+    return Stopped(100.0 * correct / total, high, seen) if high < stop_below and seen < total else None
+
+
+def calibrated_subnet(
+    net: AnySupernet, arch: Arch, data: Data | None, calibration_images: int, passes: Passes = PLAIN
+) -> nn.Module:
     """extract -> calibrate: the one way from the supernet to a network that can be scored or shipped.
 
     With 0 calibration images (or no data) it keeps its slice of the statistics that the supernet holds.
     """
     if not calibration_images or data is None:
         return net.extract(arch).eval()
-    return calibrate(net.extract(arch), data.calibration(net.space.resolution(arch), calibration_images))
+    subnet = net.extract(arch)
+    with passes.precision(next(subnet.parameters()).device):
+        return calibrate(subnet, data.calibration(net.space.resolution(arch), calibration_images))
 
 
-def evaluate_subnet(net: Supernet, arch: Arch, data: Data, split: str, calibration_images: int) -> Metrics:
+def evaluate_subnet(
+    net: AnySupernet, arch: Arch, data: Data, split: str, calibration_images: int, passes: Passes = PLAIN
+) -> Metrics:
     """extract -> calibrate -> evaluate on one split. The supernet is left as it was."""
-    subnet = calibrated_subnet(net, arch, data, calibration_images)
-    return evaluate(subnet, data.evaluation(split, net.space.resolution(arch)))
+    subnet = calibrated_subnet(net, arch, data, calibration_images, passes)
+    return evaluate(subnet, data.evaluation(split, net.space.resolution(arch)), passes)
 
 
 def evaluate_subnet_unless_below(
-    net: Supernet, arch: Arch, data: Data, split: str, calibration_images: int, stop_below: float
+    net: AnySupernet,
+    arch: Arch,
+    data: Data,
+    split: str,
+    calibration_images: int,
+    stop_below: float,
+    passes: Passes = PLAIN,
 ) -> Metrics | Stopped:
     """`evaluate_subnet`, whose pass over the split ends once top-1 (percent) must end below `stop_below`."""
-    subnet = calibrated_subnet(net, arch, data, calibration_images)
+    subnet = calibrated_subnet(net, arch, data, calibration_images, passes)
     batches = data.evaluation(split, net.space.resolution(arch))
-    return evaluate_unless_below(subnet, batches, data.sizes[split], stop_below)
+    return evaluate_unless_below(subnet, batches, data.sizes[split], stop_below, passes)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from supernet.distill import at_least_fp32
+from supernet.meter import means_of
 from supernet.samplers.base import Slot
 from supernet.space import Arch
 from supernet.step import Pass
@@ -31,7 +32,7 @@ class HealthMeter:
         self._weights_of = weights_of
         self._values: dict[str, list[Tensor]] = {}
         # Of this step's largest slot: its weights, their gradients, the norm of these.
-        self._largest: tuple[object, list[Tensor], Tensor] | None = None
+        self._largest: tuple[object, dict[str, Tensor], Tensor] | None = None
 
     def before(self, slot: Slot) -> None:
         """Nothing to do; see `supernet.step.Observer`."""
@@ -46,14 +47,16 @@ class HealthMeter:
 
     def on_gradients(self, slot: Slot, gradients: Mapping[str, Tensor]) -> None:
         """Called with what each slot alone gives, before its gradients join the sum."""
-        own = list(gradients.values())
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(own)))
+        own = {name: gradient for name, gradient in gradients.items() if _holds_values(gradient)}
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(own.values()))))
         self._add(f"grad_norm/{slot.role}", norm)
         if slot.role == "largest":
-            self._largest = (self._weights_of(slot.arch), [gradient.clone() for gradient in own], norm)
+            copies = torch._foreach_mul(list(own.values()), 1.0)
+            self._largest = (self._weights_of(slot.arch), dict(zip(own, copies, strict=True)), norm)
         elif self._largest is not None and self._largest[0] is self._weights_of(slot.arch):
             _, largest, its_norm = self._largest
-            products = torch._foreach_mul(largest, own)
+            both = [name for name in own if name in largest]
+            products = torch._foreach_mul([largest[name] for name in both], [own[name] for name in both])
             dot = torch.stack([product.sum() for product in products]).sum()
             self._add(f"cosine/{slot.role}", dot / (norm * its_norm).clamp(min=torch.finfo(dot.dtype).tiny))
 
@@ -63,9 +66,14 @@ class HealthMeter:
 
     def read(self) -> dict[str, float]:
         """The means since the last reading, by name; starts anew. Waits for the device."""
-        means = {name: float(torch.stack(values).mean()) for name, values in self._values.items()}
+        means = means_of(self._values)
         self._values.clear()
         return means
 
     def _add(self, name: str, value: Tensor) -> None:
         self._values.setdefault(name, []).append(value)
+
+
+def _holds_values(gradient: Tensor) -> bool:
+    """False for the zeros without memory that stand for unused weights: joint kernels cannot take them."""
+    return not gradient.ndim or any(gradient.stride())

@@ -87,15 +87,24 @@ class Lookup:
             raise ValueError(f"expected genes of shape [N, {len(self.limits)}], got {list(genes.shape)}")
         values = [np.zeros(len(genes), dtype) for dtype in self.dtypes]
         for start in range(0, len(genes), CHUNK):
-            chunk = genes[start : start + CHUNK]
-            if (chunk < 0).any() or (chunk >= self.limits).any():
-                raise ValueError("an option index is out of range")
-            places = (self.strides @ chunk.astype(np.float32).T).astype(np.intp)
+            places = self.places(genes[start : start + CHUNK])
             for out, tables, combine in zip(values, self.tables, self.combine, strict=True):
                 found = [table.take(place) for table, place in zip(tables, places, strict=True) if table is not None]
                 if found:
                     out[start : start + CHUNK] = reduce(combine, found)
         return values
+
+    def places(self, genes: NDArray[np.integer]) -> NDArray[np.intp]:
+        """Where in the table of each group the rows [N, G] are found: [groups, N].
+
+        Raises:
+            ValueError: if an index is out of range.
+        """
+        import numpy as np
+
+        if (genes < 0).any() or (genes >= self.limits).any():
+            raise ValueError("an option index is out of range")
+        return (self.strides @ genes.astype(np.float32).T).astype(np.intp)
 
 
 def _first(factors: Iterable[Factor], factor: Factor) -> int:

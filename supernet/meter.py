@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -28,12 +28,20 @@ class LossMeter:
         Raises:
             UserError: if a loss is NaN or infinite.
         """
-        means = {role: float(torch.stack(values).mean()) for role, values in self._losses.items()}
+        means = means_of(self._losses)
         self._losses.clear()
         bad = [role for role, mean in means.items() if not abs(mean) < float("inf")]
         if bad:
             raise UserError(not_finite(bad[0], step))
         return means
+
+
+def means_of(values: Mapping[str, Sequence[Tensor]]) -> dict[str, float]:
+    """The means of scalars on a device, by name; waits for it once."""
+    if not values:
+        return {}
+    means = torch.stack([torch.stack(list(found)).mean() for found in values.values()])
+    return dict(zip(values, means.tolist(), strict=True))
 
 
 def not_finite(what: str, step: int) -> str:

@@ -27,7 +27,10 @@ class TrainSettings:
     init: Literal["fan_out", "torch", "trunc_normal"] = "fan_out"
     zero_gamma: Literal["identity", "all", "none"] = "identity"
     amp: bool = False
-    channels_last: bool = False
+    channels_last: bool | Literal["auto"] = False
+    compile: Literal["off", "blocks", "extremes"] = "off"
+    checkpoint_activations: bool = False
+    micro_batch: int | Literal["auto"] | None = None
     eval_every: int = 1
     eval_steps: int = 0
     eval_random: int = 3
@@ -43,6 +46,8 @@ class TrainSettings:
         for key in ("epochs", "batch_size", "calibration_images", "log_every", "eval_every"):
             if getattr(self, key) < 1:
                 raise UserError(f"train.{key}={getattr(self, key)}: must be at least 1")
+        if isinstance(self.micro_batch, int) and self.micro_batch < 1:
+            raise UserError(f"train.micro_batch={self.micro_batch}: must be at least 1, auto or null")
         for key in ("dropout", "drop_path", "label_smoothing"):
             if not 0 <= getattr(self, key) < 1:
                 raise UserError(f"train.{key}={getattr(self, key)}: must be in [0, 1)")

@@ -8,8 +8,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from supernet.compiling import Compiled
 from supernet.data.base import resize
 from supernet.distill import DistillLoss
+from supernet.micro_batch import micro_batches
 from supernet.net import Supernet
 from supernet.samplers.base import Slot
 
@@ -46,7 +48,7 @@ class Observer(Protocol):
 
 
 def accumulate(
-    net: Supernet,
+    net: Supernet | Compiled,
     images: Tensor,
     targets: Tensor,
     slots: Sequence[Slot],
@@ -58,14 +60,16 @@ def accumulate(
     weights: Tensor | None = None,
     teacher: Tensor | None = None,
     observers: Sequence[Observer] = (),
+    micro_batch: int | None = None,
 ) -> list[Tensor]:
     """Add the gradients of every slot to the parameters' `.grad`; returns the detached losses, one per slot.
 
     The largest slot is regularised and learns from the labels; its logits, detached, teach the slots after it. Without
     one, every slot is regularised (SPOS, AutoFormer, Once-for-All). Where `teacher` is given (logits [B, K] of another
     network), it teaches every slot. Gradients are summed, not averaged (BigNAS, section 3.1). Slots run one after
-    another, each freeing its graph, so the peak memory is that of the largest. images: [B, C, S, S], resized once per
-    resolution; weights: factors [B] on the images' losses.
+    another, each freeing its graph, so the peak memory is that of the largest; with `micro_batch` that of so many
+    images, see `supernet.micro_batch`. images: [B, C, S, S], resized once per resolution; weights: factors [B] on the
+    images' losses.
     """
     resized: dict[int, Tensor] = {}
     losses: list[Tensor] = []
@@ -78,21 +82,38 @@ def accumulate(
             resized[side] = resize(images, side)
         largest = slot.role == "largest"
         rates = {"dropout": dropout, "drop_path": drop_path} if largest or not has_largest else {}
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
-            logits = net(resized[side], slot.arch, **rates)
-        if observers:
-            logits.retain_grad()
-        taught_by = teacher
-        each = label_loss(logits, targets) if taught_by is None else distill(logits, taught_by, targets)
-        loss = (each if weights is None else each * weights).mean()
-        (loss * slot.weight).backward()
-        losses.append(loss.detach())
+        taught_by, passes = teacher, []
+        for part in micro_batches(len(images), micro_batch):
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
+                logits = net(resized[side][part], slot.arch, **rates)
+            if observers:
+                logits.retain_grad()
+            if taught_by is None:
+                each = label_loss(logits, targets[part])
+            else:
+                each = distill(logits, taught_by[part], targets[part])
+            loss = (each if weights is None else each * weights[part]).mean()
+            (loss * (slot.weight * (len(logits) / len(images)))).backward()
+            passes.append((logits, loss.detach()))
+        found, loss, gradient = _joined(passes)
+        losses.append(loss)
         if largest and not other:
-            teacher = logits.detach()
+            teacher = found
         for observer in observers:
-            by_logits = _of_each_image(logits.grad, slot.weight, weights)
-            observer.after(slot, Pass(logits.detach(), taught_by, targets, losses[-1], by_logits))
+            by_logits = _of_each_image(gradient, slot.weight, weights)
+            observer.after(slot, Pass(found, taught_by, targets, loss, by_logits))
     return losses
+
+
+def _joined(passes: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Logits [B, K], mean loss and the loss's gradient by the logits of a whole batch, from those of its parts."""
+    if len(passes) == 1:
+        logits, loss = passes[0]
+        return logits.detach(), loss, logits.grad if logits.retains_grad else None
+    whole = torch.cat([logits.detach() for logits, _ in passes])
+    loss = torch.stack([loss * (len(logits) / len(whole)) for logits, loss in passes]).sum()
+    gradients = [logits.grad for logits, _ in passes if logits.retains_grad and logits.grad is not None]
+    return whole, loss, torch.cat(gradients) if gradients else None
 
 
 def _of_each_image(gradient: Tensor | None, slot_weight: float, weights: Tensor | None) -> Tensor | None:
@@ -119,4 +140,5 @@ def update(
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
-    optimizer.zero_grad(set_to_none=False)  # see `supernet.optim.zero_gradients`
+    # In place, see `supernet.optim.zero_gradients`; all at once, which the optimizer's own method may not do.
+    torch._foreach_zero_([p.grad for p in parameters if p.grad is not None])

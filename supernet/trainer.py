@@ -1,4 +1,4 @@
-"""Training: build -> resume -> loop -> evaluate -> save."""
+"""The training loop: step -> evaluate -> save, and everything that resuming needs."""
 
 from __future__ import annotations
 
@@ -13,97 +13,40 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from supernet import checkpoint
-from supernet.build import make_data, open_run, pick_device
 from supernet.collapse import CollapseGuard
+from supernet.compiling import WarmUp, compiled
 from supernet.construct import construct
 from supernet.course import Course
 from supernet.data import Batch, Data, Mix
 from supernet.data.base import check_split, resize
-from supernet.describe import describe, dry_run, rehearsal
 from supernet.distill import at_least_fp32
 from supernet.ema import averaged
 from supernet.errors import UserError
-from supernet.export import export_alone
 from supernet.health import HealthMeter
 from supernet.health_plot import health
 from supernet.horizon import Horizon
 from supernet.interrupt import StopRequest
 from supernet.log import METRICS, RunLog
-from supernet.memory import keep_freed_memory, peak_memory_mb
+from supernet.memory import peak_memory_mb
 from supernet.meter import LossMeter, not_finite
+from supernet.micro_batch import micro_batches
 from supernet.monitor import final_scores, scores, watched
 from supernet.net import Supernet
-from supernet.notes import notes
 from supernet.observers import ImageScores
 from supernet.optim import parameter_groups, zero_gradients
 from supernet.phases.base import Phase
 from supernet.plots import curves
-from supernet.resume import check_same_splits, resumed_config
-from supernet.runs import CHECKPOINT, RESULTS, environment, lock, plain, write_json
-from supernet.settings import TrainSettings, check_top_level
-from supernet.setup import make_net, new_folder, with_defaults
+from supernet.recompute import checkpoint_activations
+from supernet.runs import CHECKPOINT, plain
+from supernet.settings import TrainSettings
 from supernet.sharing.members import Resting, member_of, members_of
 from supernet.sorting import sort_training_state
 from supernet.space import Arch
 from supernet.step import Observer, accumulate, update
 from supernet.teacher import largest_of, load_teacher
+from supernet.waiting import WaitMeter
 
 BEST = "best.pt"
-
-
-def main(config: dict[str, Any]) -> float:
-    """Train what the configuration says; returns the validation top-1 of the largest subnet, in percent.
-
-    `config["overrides"]`, if present, lists what was typed on the command line.
-    """
-    overrides = config.get("overrides", [])
-    config = {key: value for key, value in config.items() if key != "overrides"}
-    check_top_level(config)
-    folder = None
-    if config["resume"] is not None:
-        config, folder = resumed_config(config, overrides)
-    device = pick_device(config["device"])
-    if device.type == "cpu":
-        keep_freed_memory()
-    data = make_data(config, device)
-    resume = folder is not None
-    if folder is None:
-        config = with_defaults(config)
-        typed = any(word.lstrip("+").startswith(("space=", "space.")) for word in overrides)
-        net = make_net(config, data, device, own_space=typed)
-    else:
-        check_same_splits(folder, data)
-        net = open_run(folder, device).net
-    if config["dry_run"]:
-        if folder is not None:
-            print(f"would resume {folder}")
-        dry_run(config, net, data)
-        return 0.0
-    if folder is None:
-        rehearsal(config, net, data)  # refuses what is wrong before there is a folder
-        folder = new_folder(config, net.space.name)
-    with lock(folder), RunLog(folder, wandb={**config["logger"], "config": config}) as log:
-        trainer = Trainer(config, net, data, folder, log)
-        if resume:
-            trainer.restore()
-            write_json(folder / f"environment-{trainer.step}.json", environment())
-        else:
-            write_json(folder / "config.json", config)
-            write_json(folder / "environment.json", environment())
-            write_json(folder / "splits.json", data.split_record())
-            log.say(f"run folder {folder}, device {device}")
-            if config["init_from"]:
-                log.say(f"initial weights from {config['init_from']}")
-        log.say(describe(net, data))
-        for line in notes(config):
-            log.say(f"note: {line}")
-        results = trainer.run()
-        if config["arch"] is not None:
-            log.say(f"exported to {export_alone(trainer.scored_net, data, folder, results)}")
-        write_json(folder / RESULTS, results)  # last: a run that has it is finished
-        if config["arch"] is None:
-            log.say(f"next: python search.py checkpoint={folder}")
-    return float(results["subnets"]["largest"]["top1"]["val"])
 
 
 class Trainer:
@@ -128,6 +71,9 @@ class Trainer:
         groups = parameter_groups(net, optim.get("weight_decay", 0.0))
         self.optimizer: torch.optim.Optimizer = construct(optim, "optim", params=groups)
         zero_gradients(net)
+        if self.settings.checkpoint_activations:
+            for member in members_of(net):
+                checkpoint_activations(member.net)
         self.resting = Resting(net)
         self.base_lr = float(config["optim"]["lr"])
         self.mix = Mix(data.info.num_classes, self.settings.mixup, self.settings.cutmix)
@@ -148,6 +94,10 @@ class Trainer:
         self.device = next(net.parameters()).device
         self.teacher = load_teacher(config["teacher"], data, self.device) if config["teacher"] else None
         self.weights: Tensor | None = None  # of the training images in this epoch
+        self.waiting = WaitMeter()
+        mode, part = self.settings.compile, self.settings.micro_batch
+        self.compiled = None if mode == "off" else compiled(net, mode, log.say)
+        self.micro_batch = None if part == "auto" else part  # "auto" is settled before a run begins
 
     @property
     def scored_net(self) -> Supernet:
@@ -162,16 +112,18 @@ class Trainer:
             UserError: if a loss is no longer finite; the last good checkpoint is kept.
         """
         self.net.train()
+        self.warm_up()
         with StopRequest() as stop, self.log.progress(self.total_steps, "training", self.step) as progress:
             for batch in self._batches():
                 values = self.train_step(batch)
                 progress.advance(1, **values)
-                if self._due(self.settings.eval_every, self.settings.eval_steps):
-                    self._evaluate()
-                if self._due(1, 0):
-                    self._report()
-                if self._due(1, self.settings.save_every) or stop.requested:
-                    self.save()
+                with self.waiting.paused():
+                    if self._due(self.settings.eval_every, self.settings.eval_steps):
+                        self._evaluate()
+                    if self._due(1, 0):
+                        self._report()
+                    if self._due(1, self.settings.save_every) or stop.requested:
+                        self.save()
                 if stop.requested:
                     break
         if self.step < self.total_steps:
@@ -179,6 +131,19 @@ class Trainer:
             self.log.say(f"  python train.py resume={self.folder}")
             raise KeyboardInterrupt
         return self._finish()
+
+    def warm_up(self) -> WarmUp | None:
+        """Compile what a step needs; None where nothing is to be compiled."""
+        if self.compiled is None:
+            return None
+        settings, info = self.settings, self.data.info
+        part = micro_batches(settings.batch_size, self.micro_batch)[0]
+        images = torch.rand(part.stop, info.channels, info.size, info.size, generator=torch.Generator().manual_seed(0))
+        memory = torch.channels_last if settings.channels_last else torch.contiguous_format
+        rates = {"dropout": settings.dropout, "drop_path": settings.drop_path}
+        warm = self.compiled.warm_up(images.to(self.device, memory_format=memory), rates, settings.amp)
+        self.log.say(f"{warm}, train.compile={settings.compile}")
+        return warm
 
     def save(self) -> None:
         """Write the state from which `restore` continues bit for bit."""
@@ -224,7 +189,7 @@ class Trainer:
             epoch, first = divmod(self.step, self.steps_per_epoch)
             visits = self.course.visits(epoch)
             self.weights = None if visits.weights is None else visits.weights.to(self.device)
-            yield from self.data.train(epoch, first, visits.order)
+            yield from self.waiting.watch(self.data.train(epoch, first, visits.order))
 
     def _due(self, epochs: int, steps: int) -> bool:
         """At the end of every `epochs`-th epoch, every `steps` steps (0: never), and after the last step."""
@@ -245,7 +210,7 @@ class Trainer:
         slots = self.course.slots(step, lambda arch: self._loss_of(arch, images, targets))
         scores = ImageScores()
         losses = accumulate(
-            self.net,
+            self.compiled or self.net,
             images,
             targets,
             slots,
@@ -257,6 +222,7 @@ class Trainer:
             None if self.weights is None else self.weights[batch.index],
             None if self.teacher is None else self.teacher(images, settings.amp),
             self._observers(scores),
+            self.micro_batch,
         )
         self.course.learn_images(batch.index, scores)
         self.health.end_step()
@@ -310,12 +276,15 @@ class Trainer:
     def _log_losses(self) -> dict[str, float]:
         means = self.meter.read(self.step)
         if means:
+            means["wait"] = self.waiting.read()
             lr = self._lr(self.step - 1)
             self.log.record("train", self.step, {"epoch": self.step / self.steps_per_epoch, "lr": lr, **means})
         return means
 
     def _report(self) -> None:
-        """What samplers have learned, once an epoch."""
+        """What samplers have learned, and whether loading is too slow, once an epoch."""
+        if line := self.waiting.advice(self.data):
+            self.log.say(f"note: {line}")
         values = self.course.report()
         if values:
             self.log.record("health", self.step, {"epoch": self.step / self.steps_per_epoch, **values})

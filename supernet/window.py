@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from supernet.codec import decoded
 from supernet.cost import Additive, Measure, macs_of, params_of
 from supernet.errors import UserError
 from supernet.sampling import WindowTable, window_table
@@ -44,7 +45,7 @@ def sample_in_window(
             2^20 + 8000·n; gives the range over the space and the nearest cost that was seen.
         ValueError: if a window's name is not a cost.
     """
-    return [space.decode(row) for row in rows_in_window(space, rng, n, windows, measures).tolist()]
+    return decoded(space, rows_in_window(space, rng, n, windows, measures))
 
 
 def rows_in_window(

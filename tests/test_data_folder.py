@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
-from supernet.data import folder, imagenet, stream
+from supernet.data import folder, imagenet, transforms
 from supernet.data.base import epoch_order
 from supernet.data.files import read_image
 from supernet.data.policies import augmentation_policy
@@ -105,7 +105,7 @@ def spy_on_reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         calls.append(path)
         return read_image(path)
 
-    monkeypatch.setattr(stream, "read_image", read)
+    monkeypatch.setattr(transforms, "read_image", read)
     return calls
 
 

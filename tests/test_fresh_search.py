@@ -23,10 +23,10 @@ from search.fresh import save_weights
 from search.gradient.batches import Halves
 from search.job import STATE, Job, open_job
 from search.settings import GRADIENT
-from supernet import trainer
 from supernet.build import make_data, open_run
 from supernet.data import Batch
 from supernet.errors import UserError
+from supernet.job import main as train
 from supernet.runs import RESULTS, config_dir, new_run, read_json
 from supernet.setup import make_net
 
@@ -147,7 +147,7 @@ def test_its_subnets_can_be_tuned(tmp_path: Path) -> None:
     job, folder = begin(fresh(tmp_path, "data=digits", "data.size=8"))
     run = finish(job, folder)
     config = tiny_config(tmp_path, f"init_from={run}", "arch=smallest", "train.epochs=1", "optim.lr=1.0e-9")
-    trainer.main(config)
+    train(config)
     [tuned] = (tmp_path / "runs" / "subnet").iterdir()
     arch = job.budget.space.smallest()
     inherited = open_run(run, CPU).net.extract(arch).state_dict()

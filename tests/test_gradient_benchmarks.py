@@ -22,7 +22,7 @@ from benchmarks.gradient_plot import plot
 from benchmarks.gradient_toy import Oracle
 from benchmarks.truth import Truth
 from search.gradient.trace import TRACE
-from supernet import trainer
+from supernet import job
 from supernet.errors import UserError
 from supernet.net import Supernet
 from supernet.runs import RESULTS, read_json, write_json
@@ -200,7 +200,7 @@ def test_evaluations_fill_the_time() -> None:
 
 
 def test_budgets_from_a_training_run_to_the_table(tmp_path: Path) -> None:
-    trainer.main(tiny_config(tmp_path, "train.epochs=1", "train.test=false", "train.save_every=1000"))
+    job.main(tiny_config(tmp_path, "train.epochs=1", "train.test=false", "train.save_every=1000"))
     options = argparse.Namespace(
         checkpoint=only_run(tmp_path),
         budgets=["60%"],

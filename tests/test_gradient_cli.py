@@ -22,7 +22,7 @@ from search.gradient.figures import plot_trace
 from search.gradient.study import estimate, run_gradient
 from search.gradient.trace import Record, Trace
 from search.job import open_job
-from supernet import trainer
+from supernet import job
 from supernet.distributed import Ranks
 from supernet.errors import UserError
 
@@ -31,7 +31,7 @@ from supernet.errors import UserError
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained supernet of the tiny space."""
     folder = tmp_path_factory.mktemp("trained")
-    trainer.main(tiny_config(folder, "train.epochs=1"))
+    job.main(tiny_config(folder, "train.epochs=1"))
     (run,) = (folder / "runs" / "train").iterdir()
     return run
 
@@ -106,7 +106,7 @@ def test_one_process_only(tmp_path: Path) -> None:
 
 
 def test_checkpoints_of_groups_are_refused(tmp_path: Path) -> None:
-    trainer.main(tiny_config(tmp_path, "sharing=groups", "sharing.groups=2", "train.epochs=1"))
+    job.main(tiny_config(tmp_path, "sharing=groups", "sharing.groups=2", "train.epochs=1"))
     (run,) = (tmp_path / "runs" / "train").iterdir()
     with pytest.raises(UserError, match="needs one supernet"):
         runner.main(search_config(tmp_path, "tangle", f"checkpoint={run}"))

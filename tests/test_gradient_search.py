@@ -24,7 +24,7 @@ from tiny_run import tiny_config
 from search import runner
 from search.gradient.learner import Learner
 from search.gradient.problem import Step
-from supernet import trainer
+from supernet import job
 from supernet.checkpoint import load
 from supernet.errors import UserError
 from supernet.export import load_subnet
@@ -43,7 +43,7 @@ COMPOSED = (
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained supernet of the tiny space."""
     folder = tmp_path_factory.mktemp("trained")
-    trainer.main(tiny_config(folder, "train.epochs=2"))
+    job.main(tiny_config(folder, "train.epochs=2"))
     (run,) = (folder / "runs" / "train").iterdir()
     return run
 

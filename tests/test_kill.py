@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_run import assert_same_training, command, only_run, resume_command, start, state_of, tiny_config
 
-from supernet.trainer import main
+from supernet.job import main
 
 RECIPE = ("train.epochs=12", "train.save_every=3", "train.ema_decay=0.9", "train.mixup=0.2", "train.dropout=0.2")
 
@@ -68,7 +68,7 @@ def step(self, batch, original=trainer.Trainer.train_step):
 
 checkpoint.write_atomic = counted
 trainer.Trainer.train_step = step
-entry("train", "supernet.trainer:main")
+entry("train", "supernet.job:main")
 """
 
 

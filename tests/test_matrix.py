@@ -11,9 +11,9 @@ import pytest
 import torch
 from tiny_run import assert_same, only_run, state_of, tiny_config
 
+from supernet.job import main
 from supernet.log import read_metrics
 from supernet.setup import make_net
-from supernet.trainer import main
 
 SAMPLERS = ("uniform", "sandwich")
 LOSSES = {"kl": ("distill=soft_ce",), "adaptive": ("distill=alpha", "train.clip_value=1")}

@@ -18,10 +18,10 @@ from supernet import trainer
 from supernet.construct import construct
 from supernet.course import Course
 from supernet.horizon import Horizon
+from supernet.job import main
 from supernet.phases.base import Phase, Phases, Single
 from supernet.samplers.base import Slot
 from supernet.schedule import Cosine
-from supernet.trainer import main
 
 FILES = sorted(path.stem for path in (CONFIGS / "phases").glob("*.yaml"))
 HORIZON = Horizon(steps_per_epoch=7, total_steps=140)

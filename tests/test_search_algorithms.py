@@ -13,7 +13,7 @@ import yaml
 from tiny import big_space, tiny_space
 
 from search.ageing import Ageing
-from search.algorithm import Algorithm, Trial, best_of
+from search.algorithm import Algorithm, Trial, best_of, ranking
 from search.coarse_to_fine import CoarseToFine
 from search.constraint import Budget, Constraint
 from search.evaluator import TableEvaluator
@@ -188,6 +188,31 @@ def test_replaying_what_was_told_repeats_every_proposal(make: Any) -> None:
         assert again.ask(12) == archs
         again.tell([Trial(arch, dict(record[arch].metrics), seconds=9.0) for arch in archs])
     assert again.ask(12) == asked[3]
+
+
+def test_evolution_learns_the_same_from_trials_told_together_and_one_by_one() -> None:
+    """With many ties; and it starts again once the last improvement is `patience` trials ago, not before."""
+    budget, scores = Constraint(macs=0.4).on(BIG), separable(BIG)
+    together, apart, resting = (
+        Evolution(budget, 0, population=12, parents=5, patience=patience) for patience in (1000, 1000, 24)
+    )
+    best, idle, restarted = (0.0, 0.0), 0, False
+    for _ in range(12):
+        archs = together.ask(12)
+        assert apart.ask(12) == archs
+        assert restarted or resting.ask(12) == archs
+        trials = [Trial(t.arch, {"top1": min(round(t.metrics["top1"]), 40)}) for t in scores(archs)]
+        together.tell(trials)
+        for trial in trials:
+            apart.tell([trial])
+            better = ranking(trial) < best
+            best, idle = (ranking(trial), 0) if better else (best, idle + 1)
+        assert together.indifferent_below == apart.indifferent_below > 0
+        if not restarted:
+            resting.tell(trials)
+            restarted = idle >= 24
+            assert (resting.indifferent_below == float("-inf")) == restarted
+    assert restarted
 
 
 def test_equal_scores_and_a_wide_budget_stop_nothing(make: Any) -> None:

@@ -78,7 +78,7 @@ def trials(folder: Path, name: str = "trials.jsonl") -> list[tuple[Any, Any]]:
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    """Ctrl-C while subnet number `count` + 1 is scored."""
+    """Ctrl-C in call number `count` + 1 of the evaluator; with reuse_mb=0 that is one call for every subnet."""
     original, calls = SupernetEvaluator.__call__, iter(range(10**6))
 
     def call(self: SupernetEvaluator, archs: Sequence[Arch]) -> list[Trial]:
@@ -161,7 +161,7 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    config["baseline"] = "random"
+    config |= {"baseline": "random", "reuse_mb": 0}
     runner.main(config)
     [whole] = searches(tmp_path)
     with monkeypatch.context() as patch:
@@ -188,10 +188,54 @@ def test_a_search_can_go_on_with_more_evaluations(
     with monkeypatch.context() as patch:
         stop_after(patch, 15)
         with pytest.raises(KeyboardInterrupt):
-            runner.main(config)
+            runner.main({**config, "reuse_mb": 0})
     whole, part = searches(tmp_path)
     runner.main({**config, "evaluations": 27, "resume": str(part)})
     assert trials(part) == trials(whole)
+
+
+@pytest.mark.parametrize("stop_early", [False, True])
+def test_scoring_together_changes_no_trial(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_early: bool
+) -> None:
+    """Generations of six: together, one by one, and together with an interruption in the third."""
+    config["stop_early"] = stop_early
+    runner.main({**config, "reuse_mb": 0})
+    runner.main(config)
+    alone, together = searches(tmp_path)
+    assert trials(together) == trials(alone)
+    if stop_early:  # its passes do not go through __call__
+        return
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            runner.main(config)
+    part = searches(tmp_path)[2]
+    assert len(trials(part)) == 12
+    runner.main({**config, "resume": str(part)})
+    assert trials(part) == trials(alone)
+    record = json.loads((part / RESULTS).read_text())["scoring"]
+    assert record["dtype"] == "float32"
+    assert set(record["sizes"]) == {"8", "12"}
+    assert record["reuse_mb"] == config["reuse_mb"] > 0
+
+
+def test_scores_in_bfloat16_are_not_taken_for_others(config: dict[str, Any], tmp_path: Path) -> None:
+    runner.main(config)
+    runner.main({**config, "eval_dtype": "bfloat16", "cache": True})
+    runner.main({**config, "cache": True})
+    plain, rounded, again = (json.loads((folder / RESULTS).read_text()) for folder in searches(tmp_path))
+    assert rounded["scores_of_earlier_searches"] == 0
+    assert again["scores_of_earlier_searches"] == 20
+    first, second = (trials(folder) for folder in searches(tmp_path)[:2])
+    assert first[0][0] == second[0][0]  # the same first proposal
+    assert first[0][1]["loss"] != second[0][1]["loss"]
+    assert first[0][1]["loss"] == pytest.approx(second[0][1]["loss"], rel=0.02)
+    assert [plain["scoring"]["dtype"], rounded["scoring"]["dtype"]] == ["float32", "bfloat16"]
+    with pytest.raises(UserError, match="reuse_mb=-1"):
+        runner.main({**config, "reuse_mb": -1})
+    with pytest.raises(UserError, match="eval_batch=0"):
+        runner.main({**config, "eval_batch": 0})
 
 
 def test_what_cannot_be_resumed(config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -349,7 +349,7 @@ def test_older_configurations_mean_full_sharing() -> None:
     full = construct({"_target_": "supernet.sharing.make.full"}, "sharing", space=SPACE, seed=0)
     assert type(full) is Supernet
     with pytest.raises(UserError, match="not allowed"):
-        make_network({"sharing": {"_target_": "supernet.trainer.main"}}, SPACE)
+        make_network({"sharing": {"_target_": "supernet.job.main"}}, SPACE)
 
 
 def test_a_subnet_of_a_group_is_exported(tmp_path: Path) -> None:

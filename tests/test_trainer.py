@@ -21,13 +21,13 @@ from supernet.data.memory import MemoryData
 from supernet.data.splits import fingerprint
 from supernet.errors import UserError
 from supernet.evaluate import evaluate
+from supernet.job import main
 from supernet.log import read_metrics
 from supernet.meter import LossMeter
 from supernet.net import Supernet
 from supernet.runs import read_json
 from supernet.samplers.base import Slot
 from supernet.setup import make_net, with_defaults
-from supernet.trainer import main
 
 CPU = torch.device("cpu")
 FILES = {"config.json", "environment.json", "splits.json", "metrics.jsonl", "metrics.csv", "log.txt"}

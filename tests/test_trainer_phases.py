@@ -15,9 +15,10 @@ from tiny_run import only_run, tiny_config
 from supernet.build import make_space
 from supernet.data_samplers.base import Visits
 from supernet.errors import UserError
+from supernet.job import main
 from supernet.phases.base import Phase
 from supernet.runs import read_json
-from supernet.trainer import Trainer, main
+from supernet.trainer import Trainer
 
 PLAIN = (
     "sampler=largest",

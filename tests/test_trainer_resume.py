@@ -17,9 +17,9 @@ from tiny_run import assert_same_training, command, only_run, start, state_of, t
 from supernet import checkpoint, trainer
 from supernet.errors import UserError
 from supernet.interrupt import StopRequest
+from supernet.job import main
 from supernet.log import read_metrics
 from supernet.runs import read_json
-from supernet.trainer import main
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -60,14 +60,14 @@ class Augment:
         Erased pixels become 0 after normalisation, which is the dataset's mean colour.
         """
         if self.shift or self.flip:
-            images = shift_flip(images, *self._draw_shift_flip(images, generator))
+            images = shift_flip(images, *self._draw_shift_flip(images, generator), self.shift)
         if self.rotate or self.scale:
             images = F.grid_sample(images.to(torch.float32), self._draw_grid(images, generator), align_corners=False)
         images = normalise(images)
         if self.erase:
-            images = images.masked_fill(self._draw_rectangle(images, generator), 0.0)
+            images.masked_fill_(self._draw_rectangle(images, generator), 0.0)
         if self.cutout:
-            images = images.masked_fill(self._draw_square(images, generator), 0.0)
+            images.masked_fill_(self._draw_square(images, generator), 0.0)
         return images
 
     def _draw_shift_flip(self, images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,27 +107,18 @@ class Augment:
         return _rectangle(images, top, top + self.cutout, left, left + self.cutout)
 
 
-def shift_flip(images: Tensor, dy: Tensor, dx: Tensor, flip: Tensor) -> Tensor:
+def shift_flip(images: Tensor, dy: Tensor, dx: Tensor, flip: Tensor, most: int) -> Tensor:
     """Translate each image and then mirror it left-right where asked.
 
-    images `[B, C, H, W]`; dy, dx `[B]` int64: the content moves down by dy and right by dx pixels, zeros
-    come in from outside; flip `[B]` bool. Returns the same shape and dtype.
+    images `[B, C, H, W]`; dy, dx `[B]` int64 from -most to most: the content moves down by dy and right by dx pixels,
+    zeros come in from outside; flip `[B]` bool. Returns the same shape and dtype.
     """
-    batch, channels, height, width = images.shape
-    device = images.device
-    rows = torch.arange(height, device=device) - dy.view(-1, 1)
-    columns = torch.arange(width, device=device).expand(batch, width)
-    columns = torch.where(flip.view(-1, 1), width - 1 - columns, columns) - dx.view(-1, 1)
-    inside = ((rows >= 0) & (rows < height)).view(batch, 1, height, 1) & ((columns >= 0) & (columns < width)).view(
-        batch, 1, 1, width
-    )
-    moved = images[
-        torch.arange(batch, device=device).view(-1, 1, 1, 1),
-        torch.arange(channels, device=device).view(1, -1, 1, 1),
-        rows.clamp(0, height - 1).view(batch, 1, height, 1),
-        columns.clamp(0, width - 1).view(batch, 1, 1, width),
-    ]
-    return moved * inside
+    height, width = images.shape[-2:]
+    padded = F.pad(images, (most, most, most, most))
+    # Every window [B, mirrored or not, C, H, W, top, left] is a view; only the chosen ones are copied, in whole rows.
+    windows = torch.stack([padded, padded.flip(3)], dim=1).unfold(3, height, 1).unfold(4, width, 1)
+    left = torch.where(flip, most + dx, most - dx)
+    return windows[torch.arange(len(images), device=images.device), flip.long(), :, most - dy, left]
 
 
 def _rectangle(images: Tensor, top: Tensor, bottom: Tensor, left: Tensor, right: Tensor) -> Tensor:

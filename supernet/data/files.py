@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,9 +71,15 @@ def find_splits(
 
 def read_image(path: Path) -> Image.Image:
     """Decode an image file to RGB; UserError naming the file if that fails."""
+    with unreadable(path), Image.open(path) as image:
+        return image.convert("RGB")
+
+
+@contextmanager
+def unreadable(path: Path) -> Iterator[None]:
+    """Turn what Pillow raises for a damaged file into a UserError naming it."""
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
+        yield
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as an image ({error}): replace or remove it") from error
 

@@ -15,9 +15,10 @@ from supernet.data.base import (
     check_int,
     check_resolutions,
 )
+from supernet.data.draws import Draws
 from supernet.data.files import find_splits
-from supernet.data.policies import augmentation_policy
-from supernet.data.stream import StreamData, Transform
+from supernet.data.stream import StreamData
+from supernet.data.transforms import Central, RandomCrop
 from supernet.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -44,7 +45,10 @@ def load(
     test_fraction: float = 0.1,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
+    augment_on: str = "workers",
+    fast_decode: bool = False,
     num_workers: int | None = None,
+    prefetch_factor: int = 4,
     cache_limit_mb: int = 4096,
 ) -> StreamData:
     """Find the images and their classes, split them, and build their transforms (pixels are RGB).
@@ -52,7 +56,10 @@ def load(
     Training images are random crops of `crop_scale` of the area, resized to `size`; test images are the
     central `size` pixels after their short side was resized to `test_resize` (default size × 256/224).
     `auto_augment` names a policy applied after crop and flip, see `policies.augmentation_policy`.
-    `test_fraction` is held out as the test set only if `root` has none; see `files.find_splits`.
+    `augment_on` says who flips and applies the policy: the worker processes, or the device, to whole batches; the draws
+    are the same, interpolated pixels differ a little. `fast_decode` makes training images faster than exactly as
+    Pillow does, see `transforms.RandomCrop`. `test_fraction` is held out as the test set only if `root` has none; see
+    `files.find_splits`.
 
     Raises UserError for a bad value, or naming the folder that is missing or empty.
     """
@@ -73,9 +80,13 @@ def load(
     check_int("data.size", size, minimum=1)
     short_side = round(size * 256 / 224) if test_resize is None else check_int("data.test_resize", test_resize, size)
     _check_statistics(mean, std)
-    if not isinstance(flip, bool):
-        raise UserError(f"data.flip={flip!r} is not valid: give true or false")
-    train_transform = _train_transform(size, crop_scale, flip, auto_augment, mean)
+    for key, value in (("flip", flip), ("fast_decode", fast_decode)):
+        if not isinstance(value, bool):
+            raise UserError(f"data.{key}={value!r} is not valid: give true or false")
+    if augment_on not in ("workers", "device"):
+        raise UserError(f"data.augment_on={augment_on!r} is not valid: choose workers or device")
+    draws = Draws(flip, auto_augment, size, mean) if augment_on == "device" else None
+    train_transform = RandomCrop(size, crop_scale, flip, auto_augment, mean, draws=draws, fast=fast_decode)
     fractions = {"val": val_fraction, "search": search_fraction}
     classes, splits, made = find_splits(Path(root).expanduser(), fractions, test_fraction, settings.split_seed)
     info = DataInfo(
@@ -94,30 +105,12 @@ def load(
         info,
         settings,
         train_transform,
-        _test_transform(size, short_side),
+        Central(size, short_side),
+        fill=None if draws is None else draws.fill,
         num_workers=num_workers,
+        prefetch_factor=prefetch_factor,
         cache_limit_mb=cache_limit_mb,
     )
-
-
-def _train_transform(
-    size: int, crop_scale: Sequence[float], flip: bool, policy: str | None, mean: Sequence[float]
-) -> Transform:
-    from torchvision.transforms import InterpolationMode, v2
-
-    if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
-        raise UserError(f"data.crop_scale={list(crop_scale)} is not valid: give two shares of the area, e.g. [0.08,1]")
-    steps = [v2.RandomResizedCrop(size, scale=tuple(crop_scale), interpolation=InterpolationMode.BICUBIC)]
-    steps += [v2.RandomHorizontalFlip()] if flip else []
-    steps += [augmentation_policy(policy, size, mean)] if policy is not None else []
-    return v2.Compose([*steps, v2.PILToTensor()])
-
-
-def _test_transform(size: int, short_side: int) -> Transform:
-    from torchvision.transforms import InterpolationMode, v2
-
-    resize = v2.Resize(short_side, interpolation=InterpolationMode.BICUBIC)
-    return v2.Compose([resize, v2.CenterCrop(size), v2.PILToTensor()])
 
 
 def _check_statistics(mean: Sequence[float], std: Sequence[float]) -> None:

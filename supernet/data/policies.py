@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
+from typing import Any
 
 from PIL import Image, ImageOps
 
@@ -46,7 +47,7 @@ def augmentation_policy(name: object, size: int, mean: Sequence[float]) -> Calla
 
     options: dict[str, float | tuple[int, ...]] = {
         "translate_const": int(size * 0.45),
-        "img_mean": tuple(min(255, round(255 * value)) for value in mean),
+        "img_mean": fill_colour(mean),
     }
     if _RAND.fullmatch(name):
         transform = timm.rand_augment_transform(name, options)
@@ -54,11 +55,20 @@ def augmentation_policy(name: object, size: int, mean: Sequence[float]) -> Calla
         transform = timm.augment_and_mix_transform(name, options | {"translate_pct": 0.3})
     else:
         transform = timm.auto_augment_transform(name, options)
-    ops = chain(*transform.policy) if hasattr(transform, "policy") else transform.ops
-    for op in ops:
+    for op in timm_operations(transform):
         if op.aug_fn is timm.posterize:
             op.aug_fn = _posterize
     return transform
+
+
+def fill_colour(mean: Sequence[float]) -> tuple[int, ...]:
+    """The colour of uncovered corners in timm's policies, 0..255."""
+    return tuple(min(255, round(255 * value)) for value in mean)
+
+
+def timm_operations(transform: Any) -> Iterator[Any]:
+    """The operations that a policy of timm draws from."""
+    return iter(chain(*transform.policy) if hasattr(transform, "policy") else transform.ops)
 
 
 def _posterize(image: Image.Image, bits_to_keep: int, **_: object) -> Image.Image:

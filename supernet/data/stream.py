@@ -1,16 +1,18 @@
-"""Large datasets: images are decoded and augmented by worker processes while the device computes."""
+"""Large datasets: worker processes decode images, and augment them or leave it to the device, while that computes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, overload
+from pathlib import Path
+from typing import Any, NamedTuple, overload
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from supernet.data.ahead import prepared_ahead
+from supernet.data.apply import apply
 from supernet.data.base import (
     SPLITS,
     Batch,
@@ -25,24 +27,35 @@ from supernet.data.base import (
     even_chunks,
     resize,
 )
-from supernet.data.files import Files, read_image
+from supernet.data.files import Files
+from supernet.data.operations import Operations, Row, batched
 from supernet.data.splits import fingerprint
 from supernet.data.workers import leave_signals_to_main, seeded_libraries, stop_signals_held, worker_count
 from supernet.errors import UserError
 
-Transform = Callable[[Image.Image], Tensor]
+Transform = Callable[[Path], tuple[Tensor, list[Row]]]
 Key = tuple[int, int, int]  # epoch, position in the split, visits of it earlier in the epoch
-Item = tuple[Tensor, int, int]  # uint8 image, target, position in the split
+Item = tuple[Tensor, int, int, list[Row]]  # uint8 image, target, position in the split, what the device is to do
+
+
+class Loaded(NamedTuple):
+    """What a worker process makes of a batch: uint8 images `[B, 3, S, S]`, and int64 targets and positions `[B]`."""
+
+    images: Tensor
+    targets: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, as in Batch
+    operations: Operations | None
 
 
 class StreamData:
     """Image files read by worker processes. It implements the `Data` protocol.
 
-    train_transform and test_transform turn a PIL image into uint8 `[3, size, size]`; the first may draw
-    from the global generators of torch (CPU), `random` and NumPy, which are seeded for each image by (seed,
-    epoch, index), and at later visits in the same epoch by their number too. Evaluation images are decoded
-    once and kept on the device as uint8 while they fit into `cache_limit_mb` (MB, for all splits together),
-    else decoded again at each pass.
+    train_transform and test_transform turn a file into uint8 `[3, size, size]` and the operations that are left for
+    the device; the first may draw from the global generators of torch (CPU), `random` and NumPy, which are seeded
+    for each image by (seed, epoch, index), and at later visits in the same epoch by their number too. `fill` (uint8
+    `[3]`) is the colour that those operations bring in from outside. Each worker process makes whole batches,
+    `prefetch_factor` of them ahead. Evaluation images are decoded once and kept on the device as uint8 while they fit
+    into `cache_limit_mb` (MB, for all splits together), else decoded again at each pass.
 
     Raises UserError if a batch does not fit the training split, or for a bad value.
     """
@@ -56,7 +69,9 @@ class StreamData:
         train_transform: Transform,
         test_transform: Transform,
         *,
+        fill: Tensor | None = None,
         num_workers: int | None = None,
+        prefetch_factor: int = 4,
         cache_limit_mb: int = 4096,
     ) -> None:
         self.info = info
@@ -67,6 +82,8 @@ class StreamData:
         self._device = torch.device(settings.device)
         self._splits, self._made = dict(splits), tuple(made)
         self._num_workers = worker_count(num_workers)
+        self._prefetch_factor = check_int("data.prefetch_factor", prefetch_factor, minimum=1)
+        self._fill = self._send(torch.zeros(3, dtype=torch.uint8) if fill is None else fill)
         self._normalise = Normalise(info.mean, info.std, self._device)
         self._test_transform = test_transform
         self._cache: dict[tuple[str, int], Tensor] = {}
@@ -88,8 +105,7 @@ class StreamData:
         one would have. One epoch at a time: the workers serve the latest call.
         """
         self._keys.start(epoch, first_batch, order)
-        for images, targets, index in _batches_of(self._train_loader):
-            yield Batch(self._normalise(self._send(images)), self._send(targets), self._send(index))
+        yield from prepared_ahead(_batches_of(self._train_loader), self._prepare, self._device)
 
     def evaluation(self, split: str, resolution: int, limit: int | None = None) -> Sequence[tuple[Tensor, Tensor]]:
         """Batches (images `[B, 3, R, R]`, targets `[B]`) of a split, resized when they are used.
@@ -124,6 +140,22 @@ class StreamData:
             "held_out_of_training_images": {s: list(self._splits[s].names) for s in self._made},
         }
 
+    def speed_advice(self) -> str:
+        """What makes this loader faster, for a run that waits for it."""
+        cores = worker_count(None)
+        more = f"raise data.num_workers (now {self._num_workers}; this machine lets us use {cores} cores), "
+        return (
+            f"{more if self._num_workers < cores else ''}move flip and policy to the device "
+            "(data.augment_on=device), decode faster (data.fast_decode=true), or store smaller image files"
+        )
+
+    def _prepare(self, loaded: Loaded) -> Batch:
+        images = self._send(loaded.images)
+        if loaded.operations is not None:
+            parameters, order, counts = loaded.operations
+            images = apply(images, Operations(self._send(parameters), self._send(order), counts), self._fill)
+        return Batch(self._normalise(images), self._send(loaded.targets), self._send(loaded.index))
+
     def _batches(self, split: str, chunks: Sequence[slice], side: int) -> _Batches:
         files = self._splits[split]
         count = chunks[-1].stop
@@ -154,8 +186,8 @@ class StreamData:
     def _decode(self, split: str, chunks: Sequence[slice]) -> Iterator[tuple[Tensor, Tensor]]:
         dataset = _Images(self._splits[split], self._test_transform, self._settings.seed)
         keys = [[(0, position, 0) for position in range(c.start, c.stop)] for c in chunks]
-        for images, targets, _ in _batches_of(self._loader(dataset, keys, persistent=False)):
-            yield self._send(images), self._send(targets)
+        for loaded in _batches_of(self._loader(dataset, keys, persistent=False)):
+            yield self._send(loaded.images), self._send(loaded.targets)
 
     def _finish(self, side: int, images: Tensor) -> Tensor:
         return resize(self._normalise(images), side)
@@ -172,7 +204,7 @@ class StreamData:
             collate_fn=_collate,
             num_workers=self._num_workers,
             persistent_workers=persistent and self._num_workers > 0,
-            prefetch_factor=4 if self._num_workers else None,
+            prefetch_factor=self._prefetch_factor if self._num_workers else None,
             worker_init_fn=leave_signals_to_main,
             pin_memory=self._device.type == "cuda",
             # Without a generator of its own, each pass would draw from the global one.
@@ -226,11 +258,11 @@ class _Images(Dataset[Item | str]):
         epoch, position, earlier = key
         again = (earlier,) if earlier else ()  # first visits draw the same numbers in every order
         try:
-            image = read_image(self._files.root / self._files.names[position])
+            with seeded_libraries(self._seed, epoch, 1 + position, *again):
+                image, rows = self._transform(self._files.root / self._files.names[position])
         except UserError as error:
             return str(error)
-        with seeded_libraries(self._seed, epoch, 1 + position, *again):
-            return self._transform(image), self._files.targets[position], position
+        return image, self._files.targets[position], position, rows
 
 
 class _Batches(Sequence[tuple[Tensor, Tensor]]):
@@ -281,12 +313,19 @@ class _ImagesOnly(Sequence[Tensor]):
         return _ImagesOnly(self._batches[item]) if isinstance(item, slice) else self._batches[item][0]
 
 
-def _collate(items: list[Item | str]) -> Any:
-    """Stack images, targets and positions into tensors; if a message is among the items, return that."""
-    return next((item for item in items if isinstance(item, str)), None) or default_collate(items)
+def _collate(items: list[Item | str]) -> Loaded | str:
+    """Put images into a batch; if a message is among the items, return that."""
+    images = []
+    for item in items:
+        if isinstance(item, str):
+            return item
+        images.append(item)
+    lists = [rows for *_, rows in images]
+    pixels, targets, index = default_collate([item[:3] for item in images])
+    return Loaded(pixels, targets, index, batched(lists) if any(lists) else None)
 
 
-def _batches_of(loader: DataLoader[Item | str]) -> Iterator[Any]:
+def _batches_of(loader: DataLoader[Item | str]) -> Iterator[Loaded]:
     """The loader's batches; UserError if one is a message from a worker process."""
     for batch in _start(loader):
         if isinstance(batch, str):

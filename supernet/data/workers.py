@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from supernet.data.base import check_int, generator
+from supernet.data.base import check_int
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -79,9 +79,9 @@ def seeded_libraries(*key: int) -> Iterator[None]:
     """
     rng = torch.random.default_generator  # torch.manual_seed would reach the GPU's too
     before = rng.get_state(), random.getstate(), np.random.get_state()
-    # `generator` takes the first two words; equal seeds would give `random` and NumPy the same numbers.
     words = np.random.SeedSequence(key).generate_state(6)
-    rng.set_state(generator(*key).get_state())
+    # As `generator` does. Equal seeds would give `random` and NumPy the same numbers.
+    rng.manual_seed(int.from_bytes(words[:2].tobytes(), "little"))
     random.seed(int.from_bytes(words[2:4].tobytes(), "little"))
     np.random.seed(words[4:6])
     try:

@@ -8,12 +8,13 @@ a subnet inside the supernet. B: batch, C: channels, S: side in pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from supernet.layers.depthwise import Pair, depthwise_conv2d, slow_gradient
 from supernet.layers.kernel_transform import KernelTransformConv2d
 from supernet.slicing import slice_weight, take
 from supernet.specs import ConvSpec, LinearSpec, SoftConvSpec, SoftLinearSpec
@@ -40,9 +41,13 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 def conv2d(layer: nn.Conv2d, x: Tensor, spec: ConvSpec | None) -> Tensor:
     """[B, C, S, S] -> [B, C', S', S'] with the slice of the layer's weights that `spec` asks for."""
     if spec is None:
+        if layer.bias is None and slow_gradient(x, layer.weight, layer.groups):
+            return depthwise_conv2d(x, layer.weight, layer.stride, cast(Pair, layer.padding), layer.dilation)
         return layer(x)
     weight = conv_weight(layer, spec)
     bias = None if layer.bias is None else take(layer.bias, (spec.out_channels,))
+    if bias is None and slow_gradient(x, weight, spec.groups):
+        return depthwise_conv2d(x, weight, *((n, n) for n in (spec.stride, spec.pad, spec.dilation)))
     return F.conv2d(x, weight, bias, spec.stride, spec.pad, spec.dilation, spec.groups)
 
 
