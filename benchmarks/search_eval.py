@@ -42,7 +42,7 @@ from search.constraint import Constraint
 from search.evaluator import SupernetEvaluator
 from search.evolution import Evolution
 from search.scoring import compare_precisions
-from supernet.batch_size import batch_curve, best
+from supernet.batch_size import SIZES, batch_curve, best
 from supernet.build import make_data, make_space, open_run, pick_device
 from supernet.calibrate import calibrate
 from supernet.data import Data
@@ -134,7 +134,7 @@ def overhead(net: Supernet, data: Data, archs: Sequence[Arch], options: argparse
 def batches(net: Supernet, data: Data, arch: Arch, options: argparse.Namespace) -> dict[str, Any]:
     """Seconds per image by batch size: of evaluation, and of calibration, whose batches are the data's own."""
     side = net.space.resolution(arch)
-    images = torch.cat([images for images, _ in data.evaluation("search", side)])
+    images = torch.cat([images for images, _ in data.evaluation("search", side)])[: max(SIZES)]
     subnet = calibrate(net.extract(arch), [images[:32]])
     evaluated = batch_curve(subnet, images, options.passes.dtype, seconds=10.0)
     images = images[: max(evaluated)]

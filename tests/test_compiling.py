@@ -128,8 +128,8 @@ def test_extremes_are_two_graphs_and_the_same_numbers() -> None:
     assert not said
 
 
-def test_extremes_in_single_precision_have_the_fast_gradients_too() -> None:
-    net = made(tiny_space(), torch.channels_last, double=False)  # kernels of 5 in fp32: not PyTorch's own gradient
+def test_extremes_in_single_precision() -> None:
+    net = made(tiny_space(), torch.channels_last, double=False)  # kernels of 5 in fp32 take another way
     fast, said = prepared(net, "extremes", backend="eager")
     for arch in (net.space.largest(), net.space.smallest()):
         assert_same(results(net, fast, arch), results(net, net, arch), 1e-4)
