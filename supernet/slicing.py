@@ -7,6 +7,7 @@ not narrowed, so at the largest size a slice is the parameter itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import gt
 from typing import cast
 
 import torch
@@ -23,12 +24,12 @@ def take(weight: Tensor, shape: Sequence[int], centred: tuple[int, ...] = ()) ->
     Raises:
         ValueError: if `shape` does not fit inside `weight`.
     """
-    if len(shape) != weight.ndim or any(s > w for s, w in zip(shape, weight.shape, strict=True)):
-        raise ValueError(f"a slice of shape {tuple(shape)} does not fit in a weight of shape {tuple(weight.shape)}")
-    for dim, length in enumerate(shape):
-        spare = weight.shape[dim] - length
-        if spare:
-            weight = weight.narrow(dim, spare // 2 if dim in centred else 0, length)
+    have = weight.shape
+    if len(shape) != len(have) or any(map(gt, shape, have)):
+        raise ValueError(f"a slice of shape {tuple(shape)} does not fit in a weight of shape {tuple(have)}")
+    for dim, (length, whole) in enumerate(zip(shape, have, strict=True)):
+        if length != whole:
+            weight = weight.narrow(dim, (whole - length) // 2 if dim in centred else 0, length)
     return weight
 
 

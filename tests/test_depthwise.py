@@ -83,7 +83,7 @@ def test_frozen_inputs_and_weights_get_no_gradient() -> None:
     assert weight.grad is not None
 
 
-@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() not in ("AVX512", "AVX2"), reason="another processor")
+@pytest.mark.skipif(depthwise.CAPABILITY not in ("AVX512", "AVX2"), reason="another processor")
 def test_it_stands_in_where_pytorchs_is_slow() -> None:
     x, weight = inputs(9, "channels_last", torch.float32)
     wide, narrow = (weight[..., :k, :k].clone().requires_grad_() for k in (5, 3))

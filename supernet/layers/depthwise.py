@@ -16,6 +16,8 @@ from torch import Tensor
 
 NARROW = 3  # oneDNN's own gradient is fast up to this width of the kernel
 LARGE = 24 * 24  # pixels of the output from which images are taken one by one
+# Read here, because torch.compile cannot trace the questions.
+CAPABILITY = torch.backends.cpu.get_cpu_capability() if torch.backends.mkldnn.is_available() else ""
 Pair = tuple[int, ...]  # of height and width
 
 
@@ -24,8 +26,6 @@ def slow_gradient(x: Tensor, weight: Tensor, groups: int) -> bool:
 
     Decided by properties, not by a clock, so that a run repeats itself bit for bit; measured with AVX-512 and AVX2.
     """
-    if torch.compiler.is_compiling():  # first: the rest cannot be traced
-        return False
     return (
         groups == x.shape[1] == weight.shape[0]
         and weight.shape[-1] > NARROW
@@ -33,8 +33,7 @@ def slow_gradient(x: Tensor, weight: Tensor, groups: int) -> bool:
         and torch.is_grad_enabled()
         and weight.requires_grad
         and x.dtype == weight.dtype == torch.float32
-        and torch.backends.cpu.get_cpu_capability() in ("AVX512", "AVX2")
-        and torch.backends.mkldnn.is_available()
+        and CAPABILITY in ("AVX512", "AVX2")
         and not torch.is_autocast_enabled("cpu")
     )
 
@@ -93,4 +92,4 @@ class _Depthwise(torch.autograd.Function):
 def _one_by_one(x: Tensor, out_gradient: Tensor) -> bool:
     large = out_gradient.shape[2] * out_gradient.shape[3] >= LARGE
     last = x.is_contiguous(memory_format=torch.channels_last)
-    return large and last and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return large and last and CAPABILITY == "AVX512"
