@@ -25,18 +25,38 @@ def as_begun(config: Mapping[str, Any]) -> Mapping[str, Any]:
     if resume == "auto" and config["checkpoint"] is None:
         found = _newest_begun(Path(config["runs_dir"]), fresh="_target_" in (config["space"] or {}))
         resume = None if found is None else str(found)
-    saved = Path(resume) / "config.json" if resume else None
-    if saved is None or not saved.is_file():
+    begun = begun_config(Path(resume)) if resume else None
+    if begun is None:
         return config
-    begun = read_json(saved)
     kept = {key: begun[key] for key in ("family", "space") if not config[key] and begun.get(key)}
-    if "_target_" in begun.get("data", {}) and "_target_" not in config["data"]:
+    if "_target_" in begun["data"] and "_target_" not in config["data"]:
         kept["data"] = {**begun["data"], **{key: value for key, value in config["data"].items() if value is not None}}
-    if "_target_" in begun.get("space", {}) and (config["from"] or config["checkpoint"]):
+    if "_target_" in begun["space"] and (config["from"] or config["checkpoint"]):
         return config  # its weights are trained by now, and their run says the rest
-    if config["resume"] and is_gradient(begun.get("algorithm", {})) and not is_gradient(config["algorithm"]):
+    if config["resume"] and is_gradient(begun["algorithm"]) and not is_gradient(config["algorithm"]):
         kept["algorithm"] = begun["algorithm"]
     return {**config, **kept}
+
+
+def begun_config(folder: Path) -> dict[str, Any] | None:
+    """The configuration that the search in `folder` was begun with; None where that is not recorded.
+
+    Raises:
+        UserError: if the record is damaged, or is none of a search.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    begun = read_json(path)
+    if isinstance(begun, dict):
+        begun |= {key: begun.get(key) or {} for key in ("space", "data", "algorithm")}
+        sections = all(isinstance(begun[key], dict) for key in ("space", "data", "algorithm"))
+        if sections and isinstance(begun.get("checkpoint"), str):
+            return begun
+    raise UserError(
+        f"{path} does not say what was searched: it is damaged, or of another mode; to go on with a search, remove "
+        "that file and repeat all of the first command's settings, with checkpoint="
+    )
 
 
 def checkpoint_of(settings: SearchSettings) -> Path:
@@ -50,14 +70,14 @@ def checkpoint_of(settings: SearchSettings) -> Path:
     runs = Path(settings.runs_dir) / "train"
     begun = _newest_begun(runs.parent) if settings.resume == "auto" else settings.resume or settings.reselect
     if begun is not None:
-        saved = Path(begun) / "config.json"
-        if saved.is_file():  # a search lies in its run's folder, wherever that was moved
+        saved = begun_config(Path(begun))
+        if saved is not None:  # a search lies in its run's folder, wherever that was moved
             own = Path(begun) / SUPERNET
             if (
                 settings.reselect is not None and (own / CHECKPOINT).is_file()
             ):  # trained by the search: its scores' weights
                 return own
-            source, run = Path(read_json(saved)["checkpoint"]), Path(begun).parent.parent
+            source, run = Path(saved["checkpoint"]), Path(begun).parent.parent
             moved = run / source.name if source.suffix == ".pt" else run
             return moved if moved.is_file() or (moved / CHECKPOINT).is_file() else source
     if settings.resume == "auto":

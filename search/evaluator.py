@@ -68,6 +68,7 @@ class SupernetEvaluator:
         self.calibration_images, self.split, self.passes = calibration_images, split, passes
         self.reuse_mb = reuse_mb if has_prefixes(net) else 0.0
         self._cache: dict[Arch, Trial] = {}
+        self._at_once: dict[int, int] = {}  # images, by resolution
 
     def __call__(self, archs: Sequence[Arch]) -> list[Trial]:
         return self._trials(archs, None)
@@ -87,8 +88,10 @@ class SupernetEvaluator:
         return groups(self.net, archs, self.reuse_mb, self._images_at_once)
 
     def _images_at_once(self, side: int) -> int:
-        images, _ = self.data.evaluation(self.split, side)[0]
-        return max(len(part) for part in self.passes.parts(images))
+        if side not in self._at_once:  # asking for a batch can mean decoding files
+            images, _ = self.data.evaluation(self.split, side)[0]
+            self._at_once[side] = max(len(part) for part in self.passes.parts(images))
+        return self._at_once[side]
 
     def _trials(self, archs: Sequence[Arch], below: float | None) -> list[Trial]:
         new = [arch for arch in dict.fromkeys(archs) if arch not in self._cache]

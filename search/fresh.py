@@ -12,7 +12,7 @@ from search.settings import SearchSettings
 from supernet import checkpoint
 from supernet.build import OpenedRun, make_data, make_space
 from supernet.construct import construct
-from supernet.layout import with_format
+from supernet.layout import AUTO, with_format
 from supernet.net import Supernet
 from supernet.runs import CHECKPOINT, RESULTS, config_dir, plain, write_json
 from supernet.settings import TrainSettings
@@ -39,6 +39,8 @@ def open_fresh(settings: SearchSettings, algorithm: Mapping[str, Any], device: t
     space = make_space(config["space"], data.info.num_classes, data.info.channels)
     net = make_network(config, space)
     initialise_members(net, config["seed"], train.init, train.zero_gamma)
+    if config["train"]["channels_last"] == AUTO:  # a resumed search must not measure, and find otherwise
+        config["train"]["channels_last"] = True
     config = with_format(config, net.to(device), data.info.channels)
     folder = Path(settings.runs_dir) / "search"
     supernet = cast(Supernet, net)

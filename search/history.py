@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Callable, Mapping
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,11 @@ from supernet.runs import plain
 from supernet.space import Arch, Space
 
 FORMAT = "supernet-trials"
+VERSION = 2  # since then every line ends with its checksum
+SEAL = re.compile(r'(.*), "crc32": (\d+)}')
+DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what reading any text can raise
 DECIDES_SCORES = ("space", "weights", "calibration_images", "data")
-EQUAL_SCORES = (*DECIDES_SCORES, "eval_dtype")  # to the last digit
+EQUAL_SCORES = (*DECIDES_SCORES, "eval_dtype")  # up to the rounding of `eval_batch`
 
 Costs = Callable[[Arch], Mapping[str, float]]
 Known = dict[Arch, tuple[Trial, str]]
@@ -31,8 +37,8 @@ def is_complete(trial: Trial) -> bool:
 class History:
     """The trials of one search in a file of JSON lines, the first of which states the setup.
 
-    Every trial is on the disk before `append` returns. A last line cut short by a kill is dropped. Among several
-    processes the first alone touches the file, and tells the others what it holds.
+    Every trial is on the disk before `append` returns, with a checksum. A last line cut short by a kill is dropped.
+    Among several processes the first alone touches the file, and tells the others what it holds.
 
     Args:
         setup: whatever decides the results (plain data); a file made under another one is refused.
@@ -43,15 +49,16 @@ class History:
 
     Raises:
         UserError: if the file is damaged, or was made under another setup (names what differs).
+        OSError: on a full disk and the like; what was appended before is kept.
     """
 
     def __init__(self, path: Path, space: Space, setup: Mapping[str, Any], ranks: Ranks = ALONE) -> None:
         self.path, self._writes = path, ranks.first
         self.trials: dict[Arch, Trial] = {}
         self.sources: dict[Arch, str] = {}
-        lines: list[str] = ranks.broadcast(self._open(plain(setup)) if ranks.first else [])
-        for number, line in enumerate(lines, start=2):
-            self._add(*_parse(path, line, number, space))
+        lines: list[str] = ranks.once(lambda: self._open(plain(setup)))
+        for trial, source in _parsed(path, lines, space):
+            self._add(trial, source)
 
     def append(self, trial: Trial, source: str | None = None) -> None:
         """Add a trial; `source` names the search that its score was taken from."""
@@ -59,7 +66,7 @@ class History:
         self._add(trial, source)
 
     def _open(self, setup: Mapping[str, Any]) -> list[str]:
-        """The lines of trials in the file, which is made if need be."""
+        """The lines of the file, which is made if need be."""
         content = self.path.read_bytes() if self.path.exists() else b""
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):
@@ -68,8 +75,8 @@ class History:
         if lines:
             self._check(lines[0], setup)
         else:
-            self._write({"format": FORMAT, "version": 1, "setup": setup})
-        return lines[1:]
+            self._write({"format": FORMAT, "version": VERSION, "setup": setup})
+        return lines
 
     def _add(self, trial: Trial, source: str | None) -> None:
         self.trials[trial.arch] = trial
@@ -79,15 +86,20 @@ class History:
     def _write(self, data: Mapping[str, Any]) -> None:
         if not self._writes:
             return
-        with self.path.open("ab") as file:
-            file.write(json.dumps(plain(data), allow_nan=False).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        line = _sealed(plain(data)).encode() + b"\n"
+        try:
+            with self.path.open("ab") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            error.filename = str(self.path)  # of a full disk the system names none
+            raise
 
     def _check(self, line: str, setup: Mapping[str, Any]) -> None:
         saved = _setup(line)
         if saved is None:
-            raise UserError(f"{self.path} is not a record of trials")
+            raise UserError(f"{self.path} is not a record of trials, or its first line is damaged: start a new search")
         before, now = _flat(saved), _flat(setup)
         changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if changed:
@@ -115,7 +127,7 @@ def read_trials(path: Path, space: Space, setup: Mapping[str, Any], costs: Costs
         raise UserError(f"{path} is not a record of trials")
     if changed := [key for key in DECIDES_SCORES if saved.get(key) != plain(setup.get(key))]:
         raise UserError(f"{path} holds scores of other {' and '.join(changed)}: search anew, without from=")
-    trials = [_parse(path, line, number, space)[0] for number, line in enumerate(lines[1:], start=2)]
+    trials = [trial for trial, _ in _parsed(path, lines, space)]
     return [replace(trial, metrics={**trial.metrics, **costs(trial.arch)}) for trial in trials]
 
 
@@ -148,22 +160,57 @@ def _known(root: Path, own: Path, space: Space, setup: Mapping[str, Any]) -> lis
             continue
         for line in lines[1:]:
             try:
-                trial = Trial.from_json(json.loads(line), space)
+                trial, _ = _trial(line, space, _is_sealed(lines[0]))
                 scores = {name: trial.metrics[name] for name in ("top1", "loss")}
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except DAMAGED:
                 continue
             if is_complete(trial):
                 found.append((Trial(trial.arch, scores).to_json(), path.parent.name))
     return found
 
 
-def _parse(path: Path, line: str, number: int, space: Space) -> tuple[Trial, str | None]:
-    """The trial in a line, and the search that its score was taken from."""
-    try:
-        data = json.loads(line)
-        return Trial.from_json(data, space), data.get("source")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}, line {number}: damaged, or of another space ({error})") from None
+def _parsed(path: Path, lines: list[str], space: Space) -> Iterator[tuple[Trial, str | None]]:
+    """The trials in the lines of a file, the first of which is no trial; each with where its score was taken from."""
+    for number, line in enumerate(lines[1:], start=2):
+        try:
+            yield _trial(line, space, _is_sealed(lines[0]))
+        except DAMAGED as error:
+            raise UserError(
+                f"{path}, line {number}: damaged, or of another space ({error}); to go on from what is before it, "
+                "delete it and all lines after it"
+            ) from None
+
+
+def _trial(line: str, space: Space, sealed: bool) -> tuple[Trial, str | None]:
+    """The trial in a line. Raises one of `DAMAGED` where there is none, or one that is not as it was written."""
+    if sealed and not _is_sealed(line):
+        raise ValueError("its checksum is missing")
+    data = _unsealed(line)
+    trial = Trial.from_json(data, space)
+    if not all(type(value) in (int, float) and math.isfinite(value) for value in trial.metrics.values()):
+        raise ValueError("its metrics are not all numbers")
+    return trial, data.get("source")
+
+
+def _sealed(data: Mapping[str, Any]) -> str:
+    """JSON in one line, the last entry of which is the checksum of all before it."""
+    text = json.dumps(data, allow_nan=False)
+    return f'{text[:-1]}, "crc32": {zlib.crc32(text.encode())}}}'
+
+
+def _is_sealed(line: str) -> bool:
+    return SEAL.fullmatch(line) is not None
+
+
+def _unsealed(line: str) -> Any:
+    """The data of a line. Raises ValueError where it has a checksum, and a wrong one."""
+    found = SEAL.fullmatch(line)
+    if found is None:  # of an older version
+        return json.loads(line)
+    text = f"{found[1]}}}"
+    if zlib.crc32(text.encode()) != int(found[2]):
+        raise ValueError("its checksum is wrong")
+    return json.loads(text)
 
 
 def _whole_lines(path: Path) -> list[str]:
@@ -172,13 +219,14 @@ def _whole_lines(path: Path) -> list[str]:
 
 
 def _setup(line: str) -> dict[str, Any] | None:
-    """The setup in the first line of a record of trials; None where it is none."""
+    """The setup in the first line of a record of trials; None where it is none, damaged, or of a newer version."""
     try:
-        meta = json.loads(line)
-    except ValueError:
+        meta = _unsealed(line)
+        is_ours = meta["format"] == FORMAT and isinstance(meta["setup"], dict)
+        readable = meta["version"] == 1 or (meta["version"] == VERSION and _is_sealed(line))
+    except DAMAGED:
         return None
-    is_ours = isinstance(meta, dict) and meta.get("format") == FORMAT and isinstance(meta.get("setup"), dict)
-    return meta["setup"] if is_ours else None
+    return meta["setup"] if is_ours and readable else None
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

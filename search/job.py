@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from search.begun import STATE, TRIALS, as_begun, checkpoint_of, newest_unfinished
+from search.begun import STATE, TRIALS, as_begun, begun_config, checkpoint_of, newest_unfinished
 from search.constraint import ENUMERABLE, Budget, Constraint, range_of
 from search.fresh import SUPERNET, open_fresh
 from search.latency.model import LatencyModel
@@ -23,7 +23,7 @@ from supernet.calibrate import has_statistics
 from supernet.construct import construct
 from supernet.distributed import ALONE, Ranks
 from supernet.errors import UserError
-from supernet.runs import RESULTS, plain, read_json
+from supernet.runs import RESULTS, plain
 
 if TYPE_CHECKING:
     from supernet.data import Data, DataInfo
@@ -184,8 +184,8 @@ class Job:
 
     def _same_kind(self, folder: Path) -> Path:
         """`folder`; UserError if the search in it has trials where this one has gradients, or the reverse."""
-        saved, now = folder / "config.json", self.config["algorithm"]
-        begun = read_json(saved)["algorithm"] if saved.is_file() else now
+        saved, now = begun_config(folder), self.config["algorithm"]
+        begun = now if saved is None else saved["algorithm"]
         if is_gradient(begun) != is_gradient(now):
             raise UserError(
                 f"resume={folder}: begun with algorithm={short_name(begun)}, which algorithm={short_name(now)} cannot "

@@ -12,8 +12,9 @@ from search.selected import evaluate_and_export, select_again
 from search.settings import is_gradient
 from search.study import dry_run, run_study
 from supernet.build import parse_arch
-from supernet.distributed import join
+from supernet.distributed import TIMEOUT_S, joined
 from supernet.errors import UserError
+from supernet.settings import LONGEST_S
 
 MODES = ("search", "latency", "rank")
 
@@ -39,12 +40,10 @@ def main(config: Mapping[str, Any]) -> float:
         return measure(config)
     if mode == "rank":
         return _rank(config)
-    ranks = join()
-    try:
+    limit = config.get("timeout_s")  # checked below, where those that wait for each other have joined
+    with joined(limit if isinstance(limit, int | float) and 0 < limit <= LONGEST_S else TIMEOUT_S) as ranks:
         job = open_job(config, ranks)
         return _chosen(job, config) if job.settings.arch or job.settings.reselect else _searched(job)
-    finally:
-        ranks.close()
 
 
 def _searched(job: Job) -> float:

@@ -142,6 +142,7 @@ def _conditions(job: Job) -> dict[str, Any]:
         "calibration_images": job.calibration_images,
         "eval_batch": job.settings.eval_batch,
         "eval_dtype": job.settings.eval_dtype,
+        **({key: job.setup()[key] for key in ("weights", "data")} if job.settings.eval_dtype == "auto" else {}),
     }
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from supernet.construct import construct
+from supernet.construct import coerce, construct, shown
 from supernet.errors import UserError
 from supernet.export import check_formats
+from supernet.settings import check_sections
 
 COSTS = ("macs", "params", "latency_ms", "memory_mb", "size_mb")
 # What only mode=latency reads, see `search.latency.mode.LatencySettings`.
 MEASURING = ("source", "batch", "dtype", "threads", "memory_format", "minutes", "subnets", "held_out")
+SECTIONS = ("algorithm", "constraint", "data")
 GRADIENT = "search.gradient.search.GradientSearch"  # `_target_` of the algorithms that train while they search
 
 
@@ -54,8 +57,8 @@ class SearchSettings:
             raise UserError(f"calibration_images={self.calibration_images}: must not be negative")
         if isinstance(self.eval_batch, int) and self.eval_batch < 1:
             raise UserError(f"eval_batch={self.eval_batch}: must be at least 1, auto, or null")
-        if not self.reuse_mb >= 0:
-            raise UserError(f"reuse_mb={self.reuse_mb}: must not be negative")
+        if not 0 <= self.reuse_mb < math.inf:
+            raise UserError(f"reuse_mb={self.reuse_mb}: must not be negative or infinite")
         if self.seed < 0:
             raise UserError(f"seed={self.seed}: must not be negative")
         if not 2 <= len(set(self.objectives)) == len(self.objectives) <= 3 or "top1" not in self.objectives:
@@ -85,10 +88,9 @@ class SearchSettings:
     @staticmethod
     def of(config: Mapping[str, Any]) -> SearchSettings:
         """Raises UserError for unknown, missing or ill-typed entries."""
-        if not isinstance(config["data"], Mapping):
-            raise UserError(f"data={config['data']}: expected a mapping, or a file of configs/data")
+        check_config(config)
         if not isinstance(config["space"], Mapping):
-            raise UserError(f"space={config['space']}: expected a mapping, or a file of configs/space")
+            raise UserError(f"space={shown(config['space'])}: expected a mapping, or a file of configs/space")
         if "_target_" in config["space"] and not is_gradient(config["algorithm"]):
             raise UserError(
                 f"space=<name> starts from untrained weights, which algorithm={short_name(config['algorithm'])} cannot "
@@ -114,6 +116,21 @@ class SearchSettings:
     def data_overrides(self) -> dict[str, Any]:
         """Entries that replace the training run's own; null keeps those."""
         return {key: value for key, value in self.data.items() if value is not None}
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Refuse a search configuration that lacks a key, or whose sections are something else.
+
+    Raises:
+        UserError: naming the key.
+    """
+    own = set(SearchSettings.__dataclass_fields__) - {"reselect", *SECTIONS}
+    check_sections(config, SECTIONS, sorted(own | {"from", "truth", *MEASURING}))
+    for key in ("resume", "from", "family", "arch"):
+        coerce(config[key], str | dict | None if key == "arch" else str | None, key)
+    coerce(config["runs_dir"], str, "runs_dir")
+    if config["arch"] is not None and not config["arch"]:
+        raise UserError(f"arch={config['arch']}: names no subnet; null is a search, largest the largest subnet")
 
 
 def is_gradient(algorithm: Mapping[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from search.algorithm import Algorithm, Trial, best_of
-from search.conclude import about, begun_command, conclude, describe, resume_command, row
+from search.conclude import about, begun_command, conclude, describe, row
 from search.evaluator import SharedEvaluator, SupernetEvaluator
 from search.finish import rescore, ship
 from search.history import History, Known, is_complete, known_trials
@@ -20,6 +20,7 @@ from search.job import TRIALS, Job
 from search.loop import run_trials
 from search.random import Random
 from search.report import plot_front, write_front, write_progress
+from search.rescue import saying_how_to_go_on
 from search.scoring import scoring
 from search.settings import is_gradient
 from search.summary import Findings, markdown
@@ -65,18 +66,15 @@ def run_study(job: Job, described: Mapping[str, Any]) -> float:
         described = {**described, "objectives": list(job.settings.objectives)}
     algorithm: Algorithm = construct(described, "algorithm", budget=job.budget, seed=job.settings.seed)
     name, ranks = type(algorithm).__name__.lower(), job.ranks
-    folder = Path(ranks.broadcast(str(job.resumable() or new_run(job.root, name)) if ranks.first else None))
+    folder = Path(ranks.once(lambda: str(job.resumable() or new_run(job.root, name))))
     if ranks.first:
         describe(job, folder)
     with lock(folder) if ranks.first else nullcontext(), RunLog(folder, quiet=not ranks.first) as log:
         for line in job.facts():
             log.say(line)
         log.say(f"folder: {folder}")
-        try:
+        with saying_how_to_go_on(folder, log):
             return _search(job, algorithm, name, folder, log)
-        except KeyboardInterrupt:
-            log.say(f"interrupted; every scored subnet is saved. To go on: {resume_command(folder)}")
-            raise
 
 
 def _search(job: Job, algorithm: Algorithm, name: str, folder: Path, log: RunLog) -> float:

@@ -118,18 +118,28 @@ class OpenedRun:
 
 
 def open_run(
-    path: Path, device: torch.device, family: str | None = None, space: Mapping[str, Any] | None = None
+    path: Path,
+    device: torch.device,
+    family: str | None = None,
+    space: Mapping[str, Any] | None = None,
+    earlier: bool = False,
 ) -> OpenedRun:
     """Load the supernet of a run folder or checkpoint file, also of one that was published elsewhere.
 
-    For the latter, `family` and `space` are those of `supernet.load_pretrained`.
+    For the latter, `family` and `space` are those of `supernet.load_pretrained`. `earlier`: where the newest checkpoint
+    of a run folder is damaged or missing, take the one before it.
 
     Raises:
         UserError: see `load_supernet`.
     """
     file = path / CHECKPOINT if path.is_dir() else path
+    if earlier and path.is_dir():
+        file = checkpoint.newest_whole(file)
     try:
         state = checkpoint.load(file)
+    except checkpoint.DamagedCheckpointError as error:
+        before = [kept for kept in checkpoint.kept_files(file) if kept != file]
+        raise UserError(f"{error}; before it was {before[0]}" if before else str(error)) from None
     except checkpoint.ForeignCheckpointError:
         if path.is_dir():
             raise

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+
+from supernet.distributed import ALONE, Ranks
+from supernet.reduce import sum_over
 
 
 def track_statistics(model: nn.Module) -> list[nn.BatchNorm2d]:
@@ -27,7 +31,7 @@ def has_statistics(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def calibrate(subnet: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
+def calibrate(subnet: nn.Module, batches: Iterable[Tensor], ranks: Ranks = ALONE) -> nn.Module:
     """Set the batch-norm statistics of an extracted subnet; returns it, in eval mode.
 
     Means and (biased) variances are averaged over `batches` ([B, C, S, S] at the subnet's resolution, plain training
@@ -35,6 +39,9 @@ def calibrate(subnet: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
     training. This is Once-for-All's rule (section 3.4 of the paper): the variance between the batches' means is left
     out. Only the norms are in train mode meanwhile, so dropout and drop-path stay off. Afterwards they are ordinary
     batch norms that fine-tuning updates as usual. A subnet without batch norms is returned as it is.
+
+    Each of `ranks` takes its share of `batches`, a sequence then, which are the same in every process, as the subnet
+    is; all of them get the average over all batches, the same bits.
 
     Raises:
         ValueError: if `batches` is empty.
@@ -51,15 +58,16 @@ def calibrate(subnet: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
         norm.momentum = 1.0  # running statistics are then those of the last batch
         norm.train()
     count = 0
-    for images in batches:  # all norms at once: one launch on a GPU instead of one for each
+    for images in batches if ranks.world == 1 else ranks.part(cast(Sequence[Tensor], batches)):
         subnet(images)
         count += len(images)
         weight = len(images) / count
         biased = [(per_channel[norm] - 1) / per_channel[norm] for norm in norms]  # the layer's own is unbiased
-        torch._foreach_lerp_(mean, means, weight)
+        torch._foreach_lerp_(mean, means, weight)  # all norms at once: one launch on a GPU instead of one for each
         torch._foreach_lerp_(var, torch._foreach_mul(variances, biased), weight)
     for watch in watches:
         watch.remove()
+    count = count if ranks.world == 1 else _join(ranks, norms, [*mean, *var], count)
     if not count:
         raise ValueError("calibration needs at least one batch")
     torch._foreach_copy_(means, mean)
@@ -67,6 +75,18 @@ def calibrate(subnet: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
     for norm in norms:
         norm.momentum = 0.1
     return subnet.eval()
+
+
+def _join(ranks: Ranks, norms: Sequence[nn.BatchNorm2d], averages: list[Tensor], count: int) -> int:
+    """Make averages over `count` images of this process those over all of them; returns how many these are."""
+    counts = ranks.gather([count, *(int(norm.num_batches_tracked or 0) for norm in norms[:1])])
+    total, batches = (sum(numbers) for numbers in zip(*counts, strict=True))
+    torch._foreach_mul_(averages, count / max(total, 1))
+    sum_over(ranks, averages)
+    for norm in norms:
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.fill_(batches)
+    return int(total)
 
 
 def _statistics(norms: Sequence[nn.BatchNorm2d]) -> tuple[list[Tensor], list[Tensor]]:

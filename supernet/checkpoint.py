@@ -1,8 +1,15 @@
 """Save and load training state: one file that is always whole, and that no load can turn into code."""
 
+import hashlib
+import os
 import pickle
+import re
+import struct
 import zipfile
+import zlib
 from collections import OrderedDict
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -14,6 +21,7 @@ from supernet.runs import write_atomic
 FORMAT = "supernet-checkpoint"
 VERSION = 1
 PICKLE = b"\x80\x02"  # how files of torch before 1.6 begin
+MISREAD = (ValueError, LookupError, OverflowError, NotImplementedError, RuntimeError)  # of zipfile, in damaged files
 CHUNK = 1 << 20  # bytes read at a time when checking a file
 
 
@@ -21,18 +29,57 @@ class ForeignCheckpointError(UserError):
     """The file may be whole, but this project did not write it."""
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
+class DamagedCheckpointError(UserError):
+    """The file is missing or not as it was written; one that was kept from before may be whole."""
+
+
+def save(path: Path, state: dict[str, Any], keep: int = 1) -> None:
     """Write `state` to `path`, replacing what is there completely or not at all.
 
     `state` holds only dict, list, tuple, str, int, float, bool, None and tensors: what `load` accepts.
-    The temporary file in the same folder is on disk before it takes the place of the old one.
-    Raises `TypeError` for any other type, `OSError` (full disk, no permission) with the old file untouched.
+    The temporary file in the same folder is on disk, and was read back and compared by its SHA-256, before it takes
+    the place of the old one. `keep` files stay in all: the one before as `<stem>-1<suffix>`, the one before that as
+    `<stem>-2<suffix>`; 1 leaves such files as they are.
+    Raises `TypeError` for any other type, `OSError` (full disk, no permission, no such folder) and, where the disk does
+    not give back what was written, `UserError`; the old file is then untouched.
     """
     _check_plain(state, "state")
     if clash := {"format", "version"} & state.keys():
         raise ValueError(f"the names {sorted(clash)} are taken by the file format")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, lambda file: _write({"format": FORMAT, "version": VERSION, **state}, file))
+    digest = hashlib.sha256()
+
+    def ready(temporary: Path) -> None:
+        if _digest_of(temporary) != digest.digest():
+            raise UserError(
+                f"{path}: the disk gave back other bytes than were written: check it and the machine's memory; the "
+                "checkpoint before is kept"
+            )
+        _shift(path, keep - 1)
+
+    write_atomic(path, lambda file: _write({"format": FORMAT, "version": VERSION, **state}, file, digest), ready)
+
+
+def kept_files(path: Path) -> list[Path]:
+    """`path` and what `save` has kept of the files before it, the newest first; only files that exist."""
+    name = re.compile(rf"{re.escape(path.stem)}-(\d+){re.escape(path.suffix)}")
+    found = [(int(match[1]), file) for file in path.parent.glob("*") if (match := name.fullmatch(file.name))]
+    return [file for file in (path, *(file for _, file in sorted(found))) if file.is_file()]
+
+
+def newest_whole(path: Path) -> Path:
+    """`path`, or where it is missing or damaged the newest whole one of the files that were kept from before.
+
+    Raises `UserError` if there is none, `ForeignCheckpointError` if the newest was not made by this project.
+    """
+    damage: UserError | None = None
+    for file in kept_files(path):
+        try:
+            check_whole(file)
+        except DamagedCheckpointError as error:
+            damage = damage or error
+        else:
+            return file
+    raise damage or DamagedCheckpointError(f"checkpoint {path} does not exist")
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -42,7 +89,7 @@ def load(path: Path) -> dict[str, Any]:
     or made by something else, which may hold objects that could run code when read (`ForeignCheckpointError`).
     """
     if not path.exists():
-        raise UserError(f"checkpoint {path} does not exist")
+        raise DamagedCheckpointError(f"checkpoint {path} does not exist")
     if not path.is_file():
         raise UserError(f"checkpoint {path} is not a file: give the file inside it")
     check_whole(path)
@@ -54,7 +101,7 @@ def load(path: Path) -> dict[str, Any]:
             "it holds objects other than tensors and plain values"
         ) from error
     except (RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise UserError(f"checkpoint {path} is damaged or is not a checkpoint") from error
+        raise DamagedCheckpointError(f"checkpoint {path} is damaged or is not a checkpoint") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ForeignCheckpointError(f"checkpoint {path} was not made by this project (no {FORMAT!r} mark)")
     version = state.get("version")
@@ -66,13 +113,14 @@ def load(path: Path) -> dict[str, Any]:
 
 
 class _Sink:
-    """Pass bytes on to a file and keep its error: torch replaces an `OSError` by one without a number."""
+    """Pass bytes on to a file and a hash, and keep an error: torch replaces an `OSError` by one without a number."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
+    def __init__(self, file: BinaryIO, digest: "hashlib._Hash") -> None:
+        self.file, self.digest = file, digest
         self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
+        self.digest.update(data)
         try:
             return self.file.write(data)
         except OSError as error:
@@ -87,14 +135,36 @@ class _Sink:
             raise
 
 
-def _write(state: dict[str, Any], file: BinaryIO) -> None:
-    sink = _Sink(file)
+def _write(state: dict[str, Any], file: BinaryIO, digest: "hashlib._Hash") -> None:
+    sink = _Sink(file, digest)
     try:
         torch.save(state, cast(BinaryIO, sink))  # all that torch calls
     except Exception:
         if sink.error is not None:
             raise sink.error from None
         raise
+
+
+def _digest_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        if hasattr(os, "posix_fadvise"):  # forget the copy in memory: what counts is what the disk holds
+            with suppress(OSError):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _shift(path: Path, count: int) -> None:
+    """Give the file at `path` and `count` - 1 before it the names of the next older ones. `path` itself stays, too."""
+    names = [path, *(path.with_name(f"{path.stem}-{age}{path.suffix}") for age in range(1, count + 1))]
+    for newer, older in reversed(list(pairwise(names[1:]))):
+        if newer.exists():
+            os.replace(newer, older)
+    if count and path.exists():
+        names[1].unlink(missing_ok=True)
+        try:
+            os.link(path, names[1])
+        except OSError:  # a file system without hard links
+            os.replace(path, names[1])
 
 
 def _check_plain(value: Any, where: str) -> None:
@@ -114,15 +184,19 @@ def _check_plain(value: Any, where: str) -> None:
 def check_whole(path: Path) -> None:
     """Compare every entry with its checksum; torch itself reads flipped bits without complaint."""
     if path.stat().st_size == 0:
-        raise UserError(f"checkpoint {path} is empty")
+        raise DamagedCheckpointError(f"checkpoint {path} is empty")
     with path.open("rb") as file:
         if file.read(2) == PICKLE:
             raise ForeignCheckpointError(f"checkpoint {path} was not made by this project: it is in torch's old format")
     try:
         with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                with archive.open(name) as entry:
-                    while entry.read(CHUNK):
+            entries = archive.infolist()
+            # torch compresses nothing, so what is inside cannot be larger than the file.
+            if sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise zipfile.BadZipFile("more inside than the file holds")
+            for entry in entries:
+                with archive.open(entry) as content:
+                    while content.read(CHUNK):
                         pass
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise UserError(f"checkpoint {path} is truncated or damaged, or is not a checkpoint") from error
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, *MISREAD) as error:
+        raise DamagedCheckpointError(f"checkpoint {path} is truncated or damaged, or is not a checkpoint") from error

@@ -10,8 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from supernet.construct import shown
 from supernet.space import Gene, Option, Unit
 from supernet.specs import make_divisible
+
+MOST = 2**20  # of a width, a side, a count: beyond it there is a slip of the keyboard or a damaged file
 
 
 @dataclass(frozen=True)
@@ -79,15 +82,17 @@ def entries(data: Mapping[str, Any], where: str, defaults: Mapping[str, Any]) ->
     """`data` over `defaults`.
 
     Raises:
-        ValueError: if `data` has entries that `defaults` lacks; names them.
+        ValueError: if `data` is no mapping, or has entries that `defaults` lacks; names them.
     """
-    if unknown := set(data) - set(defaults):
-        raise ValueError(f"{where}: unknown entries {sorted(unknown)}; known are {list(defaults)}")
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{where}={shown(data)}: give a mapping of {', '.join(defaults)}")
+    if unknown := set(map(str, data)) - set(defaults):
+        raise ValueError(f"{where}: unknown entries {shown(sorted(unknown))}; known are {list(defaults)}")
     return {**defaults, **data}
 
 
 def options(where: str, values: Any) -> tuple[int | float, ...]:
-    """A tuple of positive numbers, ascending and distinct; a single number counts as a list of one.
+    """A tuple of positive numbers up to 2^20, ascending and distinct; a single number counts as a list of one.
 
     Raises:
         ValueError: otherwise, naming `where`.
@@ -95,19 +100,21 @@ def options(where: str, values: Any) -> tuple[int | float, ...]:
     if values is None:
         raise ValueError(f"{where} is missing: give a list of options")
     result = tuple(values) if isinstance(values, Sequence) and not isinstance(values, str) else (values,)
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) and v > 0 for v in result)
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) and 0 < v <= MOST for v in result)
     if not result or not numbers or list(result) != sorted(set(result)):
-        raise ValueError(f"{where}={values!r}: give positive numbers, ascending and without repeats")
+        raise ValueError(f"{where}={shown(values)}: give positive numbers up to {MOST:,}, ascending, without repeats")
     return result
 
 
-def whole(where: str, values: Sequence[Any], odd: bool = False, least: int = 1) -> None:
-    """Refuse anything but whole numbers of at least `least`, odd ones where they are kernels.
+def whole(where: str, values: Sequence[Any], odd: bool = False, least: int = 1, most: int = MOST) -> None:
+    """Refuse anything but whole numbers from `least` to `most`, odd ones where they are kernels.
 
     Raises:
         ValueError: naming `where`.
     """
     if any(type(value) is not int or value < least for value in values):
-        raise ValueError(f"{where}: whole numbers of at least {least} only, got {list(values)}")
+        raise ValueError(f"{where}: whole numbers of at least {least} only, got {shown(list(values))}")
+    if any(value > most for value in values):
+        raise ValueError(f"{where}: at most {most:,}, got {shown(list(values))}")
     if odd and any(value % 2 == 0 for value in values):
-        raise ValueError(f"{where}: kernels must be odd, got {list(values)}")
+        raise ValueError(f"{where}: kernels must be odd, got {shown(list(values))}")

@@ -1,6 +1,5 @@
 """The command line: compose a config, run a program with it, and say in one line what a user did wrong."""
 
-import errno
 import importlib
 import os
 import re
@@ -21,26 +20,21 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from supernet.construct import nearest
 from supernet.errors import UserError
+from supernet.explain import explain
+from supernet.interrupt import exit_code, notices_interrupt
 from supernet.runs import config_dir
 
 Run = Callable[[dict[str, Any]], float | None]
 
 USER_ERROR = 2
-INTERRUPTED = 130
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 ROW = re.compile(r"[^'\"]+#\d+")
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own switch for raw tracebacks
-REFUSED_BY_SYSTEM = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
-    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
-)
 OPTIONS = (
     *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun"),
     *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
     *("--info", "-h", "-c", "-p", "-r", "-m", "-sc", "-cp", "-cn", "-cd", "-i"),
 )
-# Python's and torch's words for memory that the machine does not have.
-NO_CPU_MEMORY = re.compile(r"DefaultCPUAllocator.*(not enough|can't allocate) memory", re.DOTALL)
 
 
 def entry(config_name: str, run: Run | str, configs: Path | None = None) -> None:
@@ -50,8 +44,9 @@ def entry(config_name: str, run: Run | str, configs: Path | None = None) -> None
     is imported only when there is something to run. `configs` overrides the folder of YAML files. Hydra's
     options work: --help, --cfg job, --info, -m (several runs), -cd (a further folder of YAML files).
 
-    A mistake of the user prints one line `error: …` on stderr and leaves with code 2, Ctrl-C with 130, any
-    other exception with its traceback and 1. HYDRA_FULL_ERROR=1 lets every exception through untouched.
+    A mistake of the user, or a failing machine, prints one line `error: …` on stderr and leaves with code 2, Ctrl-C
+    with 130, SIGTERM and SIGUSR1 with 75, any other exception with its traceback and 1. HYDRA_FULL_ERROR=1 lets every
+    exception through untouched.
     """
     raw = FULL_ERROR in os.environ
 
@@ -64,10 +59,10 @@ def entry(config_name: str, run: Run | str, configs: Path | None = None) -> None
         sys.argv[1:] = [_quoted(arg) for arg in sys.argv[1:]]
         _check_options(sys.argv[1:])
         folder = configs or config_dir()
-        with _hydra_raises():
+        with notices_interrupt(), _hydra_raises():
             hydra.main(version_base="1.3", config_path=str(folder.resolve()), config_name=config_name)(job)()
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        sys.exit(exit_code(stop))
     except _Reported as reported:
         sys.exit(reported.code)
     except BrokenPipeError:  # `--help | head`; the interpreter's own last flush must not fail either
@@ -80,6 +75,11 @@ def entry(config_name: str, run: Run | str, configs: Path | None = None) -> None
         if raw or folder is None:
             raise
         _fail(_explain(error, config_name, folder))
+    except OSError as error:  # of Hydra, which makes folders for sweeps
+        line = explain(error)
+        if raw or line is None:
+            raise
+        _fail(line)
 
 
 class _Reported(Exception):  # noqa: N818 - not an error: it tells a sweep that one has been printed
@@ -121,16 +121,7 @@ def _user_line(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OmegaConfBaseException):
         return _unresolved(error)
-    if isinstance(error, OSError) and error.errno in REFUSED_BY_SYSTEM:
-        return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
-    # By name, because a run that failed early may not have imported torch.
-    name, text = type(error).__name__, str(error).split("\n")[0].split(". ")
-    if name == "OutOfMemoryError":
-        advice = "lower train.batch_size or data.eval_batch_size, or take a smaller space"
-        return f"the GPU's memory is full ({'. '.join(text[:2]).rstrip('.')}): {advice}"
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_CPU_MEMORY.search(str(error))):
-        return "the machine's memory is full: lower train.batch_size or data.eval_batch_size"
-    return None
+    return explain(error)
 
 
 def _explain(error: Exception, config_name: str, folder: Path) -> str:

@@ -73,13 +73,16 @@ class Compiled(Protocol):
         """
 
 
-def compiled(net: AnySupernet, mode: CompileMode, say: Say = print, backend: str = "inductor") -> Compiled:
+def compiled(
+    net: AnySupernet, mode: CompileMode, say: Say = print, backend: str = "inductor", autocast: bool = False
+) -> Compiled:
     """The compiled form of a supernet that already has its device and memory format.
 
     Args:
         mode: `blocks` or `extremes`.
         say: told once when something runs eagerly that should not.
         backend: of `torch.compile`.
+        autocast: whether passes will run in bf16.
 
     Raises:
         UserError: if there is nothing in the network that `mode` could compile.
@@ -88,6 +91,8 @@ def compiled(net: AnySupernet, mode: CompileMode, say: Say = print, backend: str
     if mode == "extremes":
         return Extremes(net, say, backend)
     if mode == "blocks":
+        if autocast and next(net.parameters()).device.type == "cpu":
+            raise UserError("train.compile=blocks does nothing with train.amp=true on a CPU; set one of them to off")
         return Blocks(net, say, backend)
     raise ValueError(f"compile={mode}: must be blocks or extremes here; off is the network itself")
 
@@ -154,7 +159,7 @@ class Blocks:
         self._layout = memory_format(net)
         members = members_of(net)
         twins, self._operations = fused(nn.ModuleList(member.net for member in members), self._layout, self._compile)
-        self._twins = dict(zip(members, twins.children(), strict=True))
+        self._twins = dict(zip(members, twins.train().children(), strict=True))
         if not self._operations:
             problem = "no batch norm with an activation after it in this space"
             raise UserError(f"train.compile=blocks: {problem}; set train.compile to extremes or off")
@@ -181,8 +186,6 @@ class Blocks:
 
     def warm_up(self, images: Tensor, rates: Mapping[str, float], autocast: bool = False) -> WarmUp:
         """See `Compiled.warm_up`; of `images` only the dtype matters."""
-        if autocast and self._device.type == "cpu":
-            raise UserError("train.compile=blocks does nothing with train.amp=true on a CPU; set one of them to off")
         start, before = time.perf_counter(), self.graphs
         dtype = torch.bfloat16 if autocast else next(self.net.parameters()).dtype
         with _explained():

@@ -4,6 +4,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import math
 import re
 import types
 import typing
@@ -13,10 +14,20 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from supernet.errors import UserError
 
-ALLOWED = ("supernet.", "search.", "torch.optim.")
+# Where constructors live: prefixes that end in a dot, and full names. Configurations come with checkpoints and run
+# folders too, so what writes files (`supernet.runs.write_json`, `search.history.History`) must not be among them.
+ALLOWED = (
+    *("supernet.models.", "supernet.data.", "supernet.data_samplers.", "supernet.samplers.", "supernet.paths."),
+    *("supernet.phases.", "supernet.sharing.", "supernet.distill.", "supernet.schedule.", "supernet.settings."),
+    *("supernet.space.restrict", "supernet.narrow.narrow", "search.", "torch.optim."),
+)
+WRITERS = ("search.history.", "search.report.", "search.gradient.trace.", "search.latency.measure.")
 RESERVED = ("_target_", "_partial_")
 # Every part starts with a letter: no private and no dunder name can be reached.
 TARGET = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", re.ASCII)
+LARGEST_INT = 2**63 - 1  # what tensors and files can hold
+DEEPEST = 100  # levels of mappings and lists in one configuration
+SHOWN = 120  # characters of a value in a message
 
 
 def nearest(name: str, names: Iterable[str], n: int = 3) -> list[str]:
@@ -40,11 +51,15 @@ def construct(cfg: Mapping[str, Any], where: str, **kwargs: Any) -> Any:
     `where` is the config's own dotted key (`data`, `optim`), used in messages. `kwargs` are given by code:
     they override `cfg` and their types are not checked. Lists become tuples; nested mappings that have a
     `_target_` are built first; `_partial_: true` returns a `functools.partial` after the same checks.
-    Only classes and functions defined in `supernet`, `search` or `torch.optim` can be named.
+    Only what is `ALLOWED` can be named: classes of this project and of `torch.optim`, and a few functions.
 
-    Raises `UserError` for a target that is not allowed or does not exist, unknown, missing or ill-typed
-    parameters, and for a `ValueError` or `TypeError` of the constructor; `TypeError` for bad `kwargs`.
+    Raises `UserError` for a config that is no mapping or nested too deeply, a target that is not allowed or does not
+    exist, unknown, missing or ill-typed parameters, and for a `ValueError`, `TypeError` or `ArithmeticError` of the
+    constructor; `TypeError` for bad `kwargs`.
     """
+    if not isinstance(cfg, Mapping):
+        raise UserError(f"{where}={shown(cfg)}: expected a mapping with _target_")
+    _check_depth(cfg, where)
     target = _find(cfg.get("_target_"), where)
     partial = cfg.get("_partial_", False)
     if not isinstance(partial, bool):
@@ -55,7 +70,8 @@ def construct(cfg: Mapping[str, Any], where: str, **kwargs: Any) -> Any:
     if not accepts_any and (strange := [name for name in kwargs if name not in named]):
         raise TypeError(f"{cfg['_target_']} takes no argument {strange[0]!r}, which code gives it for {where}")
     values: dict[str, Any] = {}
-    for name, value in cfg.items():
+    for key, value in cfg.items():
+        name = str(key)
         if name in RESERVED or name in kwargs:
             continue
         if name not in named and (not accepts_any or name.startswith("_")):
@@ -70,7 +86,7 @@ def construct(cfg: Mapping[str, Any], where: str, **kwargs: Any) -> Any:
         return functools.partial(target, **values)
     try:
         return target(**values)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise UserError(f"{where}: {error}") from error
 
 
@@ -81,11 +97,12 @@ def construct_only(cfg: Any, where: str, allowed: tuple[str, ...], **kwargs: Any
     target is not among them or `cfg` is no mapping.
     """
     if not isinstance(cfg, Mapping):
-        raise UserError(f"{where}: expected a mapping with _target_, got {cfg!r}")
+        raise UserError(f"{where}: expected a mapping with _target_, got {shown(cfg)}")
+    _check_depth(cfg, where)
     for target in _targets(cfg):
         prefixes = tuple(name for name in allowed if name.endswith("."))
         if not isinstance(target, str) or not (target in allowed or target.startswith(prefixes)):
-            raise UserError(f"{_key(where, '_target_')}={target}: not allowed here; only {', '.join(allowed)}")
+            raise UserError(f"{_key(where, '_target_')}={shown(target)}: not allowed here; only {', '.join(allowed)}")
     return construct(cfg, where, **kwargs)
 
 
@@ -104,11 +121,11 @@ def _targets(node: Any) -> Iterable[Any]:
 def coerce(value: Any, annotation: Any, where: str) -> Any:
     """Check a config value against a type annotation and return it, with lists turned into tuples.
 
-    Checked: bool, int, float (an int is fine and becomes a float), str, Path, None, unions, Literal, tuples
-    and other collections, mappings. Every other annotation accepts any value.
+    Checked: bool, int (of 64 bits), float (an int is fine and becomes a float; NaN is none), str, Path, None, unions,
+    Literal, tuples and other collections, mappings. Every other annotation accepts any value.
     Raises `UserError` that names `where`, the value and what was expected.
     """
-    if isinstance(value, Mapping) and "_target_" in value:
+    if isinstance(value, Mapping) and "_target_" in value and not _is_plain(annotation):
         return construct(value, where)
     origin = get_origin(annotation)
     if origin is typing.Annotated:
@@ -122,10 +139,12 @@ def coerce(value: Any, annotation: Any, where: str) -> Any:
         if value is None:
             return None
     elif annotation in (bool, int, str):
-        if type(value) is annotation:
+        if type(value) is annotation and not (annotation is int and abs(value) > LARGEST_INT):
             return value
     elif annotation is float:
-        if type(value) in (int, float):
+        if type(value) is float and not math.isnan(value):
+            return value
+        if type(value) is int and abs(value) <= LARGEST_INT:
             return float(value)
     elif annotation is Path:
         if isinstance(value, str | Path):
@@ -146,12 +165,12 @@ def _find(target: Any, where: str) -> Callable[..., Any]:
     """Import the class or function behind a dotted name, or raise `UserError` that says why not."""
     key = _key(where, "_target_")
     if not isinstance(target, str):
-        raise UserError(f"{key}={target}: expected the dotted name of a class or function")
+        raise UserError(f"{key}={shown(target)}: expected the dotted name of a class or function")
     refusal = UserError(
-        f"{key}={target}: not allowed; only classes and functions defined in "
+        f"{key}={shown(target)}: not allowed; only classes and functions defined in "
         f"{', '.join(prefix.rstrip('.') for prefix in ALLOWED)} can be named"
     )
-    if not target.startswith(ALLOWED) or not TARGET.fullmatch(target):
+    if not _is_allowed(target) or not TARGET.fullmatch(target):
         raise refusal
     module_name, _, name = target.rpartition(".")
     try:
@@ -163,7 +182,7 @@ def _find(target: Any, where: str) -> Callable[..., Any]:
         raise UserError(f"{key}={target}: there is no module {error.name}") from error
     found = getattr(module, name, None)
     if found is None:
-        public = [n for n, value in vars(module).items() if not n.startswith("_") and _is_ours(value)]
+        public = [n for n, value in vars(module).items() if _is_allowed(f"{module_name}.{n}") and _is_ours(value)]
         raise UserError(_unknown(f"{key}={target}", name, public))
     if not _is_ours(found):
         raise refusal
@@ -171,9 +190,29 @@ def _find(target: Any, where: str) -> Callable[..., Any]:
 
 
 def _is_ours(value: Any) -> bool:
-    """Whether `value` is a class or function that an allowed module defines, not one that it imported."""
-    kind = inspect.isclass(value) or inspect.isfunction(value)
-    return kind and f"{value.__module__}.".startswith(ALLOWED)
+    """Whether `value` is a class or function that an allowed module defines, not one that it imported.
+
+    The function that makes datasets, spaces or supernets is one of theirs; elsewhere only classes are constructors.
+    """
+    kind = inspect.isclass(value) or (inspect.isfunction(value) and not value.__module__.startswith("search."))
+    return kind and _is_allowed(f"{value.__module__}.{value.__name__}")
+
+
+def _is_allowed(name: str) -> bool:
+    """Whether a full dotted name is among `ALLOWED`. Private parts have no match in `TARGET`."""
+    prefixes = tuple(entry for entry in ALLOWED if entry.endswith("."))
+    return (name in ALLOWED or name.startswith(prefixes)) and not name.startswith(WRITERS)
+
+
+def _check_depth(cfg: Any, where: str) -> None:
+    """Refuse what only a hostile file nests so deeply: everything here goes down by recursion."""
+    level = [cfg]
+    for _ in range(DEEPEST):
+        inner = (node.values() if isinstance(node, Mapping) else node for node in level)
+        level = [value for values in inner for value in values if isinstance(value, Mapping | list | tuple)]
+        if not level:
+            return
+    raise UserError(f"{where}: nested more than {DEEPEST} levels deep")
 
 
 def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
@@ -221,6 +260,14 @@ def _plain(value: Any, where: str) -> Any:
     return value
 
 
+def _is_plain(annotation: Any) -> bool:
+    """Whether only values that YAML can write fit, so that nothing has to be built."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return all(_is_plain(member) for member in get_args(annotation))
+    kinds = (bool, int, float, str, Path, None, types.NoneType)
+    return get_origin(annotation) is Literal or any(annotation is kind for kind in kinds)
+
+
 def _is_collection(kind: Any) -> bool:
     if not inspect.isclass(kind) or issubclass(kind, str | bytes | Mapping):
         return False
@@ -236,17 +283,28 @@ def _key(where: str, name: str) -> str:
 
 
 def _show(value: Any) -> str:
-    return str(list(value)) if isinstance(value, tuple) else str(value)
+    return _cut(str(list(value)) if isinstance(value, tuple) else str(value))
+
+
+def shown(value: Any) -> str:
+    """`value` in a message: on one line and not longer than that is of use."""
+    return _cut(str(value) if isinstance(value, str) else repr(value))
+
+
+def _cut(text: str) -> str:
+    if not text.isprintable():  # a line end would make two lines of one
+        text = text.encode("unicode_escape").decode()
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
 
 
 def _unknown(subject: str, name: str, names: Collection[str]) -> str:
     close = nearest(name, sorted(names))
     hint = f"did you mean {' or '.join(close)}? " if close else ""
-    return f"{subject}: unknown name; {hint}(valid: {', '.join(sorted(names)) or 'none'})"
+    return f"{_cut(subject)}: unknown name; {hint}(valid: {', '.join(sorted(names)) or 'none'})"
 
 
 def _mismatch(value: Any, annotation: Any, where: str) -> UserError:
-    return UserError(f"{where}={_show(value)}: expected {_describe(annotation)}, got {value!r}")
+    return UserError(f"{where}={_show(value)}: expected {_describe(annotation)}, got {_cut(repr(value))}")
 
 
 def _describe(annotation: Any) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from supernet.construct import construct
 from supernet.data_samplers.base import DataSampler, Visits, WatchesImages
+from supernet.distributed import ALONE, Ranks
 from supernet.errors import UserError
 from supernet.horizon import Horizon
 from supernet.learned import Learned
@@ -18,6 +19,7 @@ from supernet.net import Supernet
 from supernet.observers import ImageScores, OnGradients
 from supernet.paths.base import Counts, LossOf, PathSampler, WatchesGradients
 from supernet.phases.base import Phase, Phases
+from supernet.reduce import gathered
 from supernet.samplers.base import ArchSampler, Slot
 from supernet.sharing.members import MemberGradients, members_of
 from supernet.space import Arch
@@ -34,11 +36,14 @@ class Course:
         net: the supernet.
         num_images: in the training split.
         horizon: the length of the run.
+        ranks: the processes that train together. What learns, learns from the whole batch in each of them.
     """
 
-    def __init__(self, config: Mapping[str, Any], net: Supernet, num_images: int, horizon: Horizon) -> None:
+    def __init__(
+        self, config: Mapping[str, Any], net: Supernet, num_images: int, horizon: Horizon, ranks: Ranks = ALONE
+    ) -> None:
         self.config, self.net, self.space = config, net, net.space
-        self.seed, self.horizon = config["seed"], horizon
+        self.seed, self.horizon, self.ranks = config["seed"], horizon, ranks
         schedule = construct(config["schedule"], "schedule")
         self.phases: Phases = construct(config["phases"], "phases", space=net.space, horizon=horizon, schedule=schedule)
         self.data_sampler: DataSampler = construct(
@@ -46,7 +51,7 @@ class Course:
         )
         self._drawn: dict[Arch, Arch] = {}  # of this step: subnets of the whole space -> of the phase's space
         self._step = 0
-        self._gradients = MemberGradients(net, self._hand_on, self._wanted)
+        self._gradients = MemberGradients(net, self._hand_on, self._wanted, ranks)
         self._on_gradients: Sequence[OnGradients] = ()
         self._make(self.phases.phase(0))
 
@@ -80,15 +85,22 @@ class Course:
         found: list[Observer] = []
         if isinstance(self.data_sampler, WatchesImages):
             found.append(images)
-        if gradients or self._paths_learn(step):
+        if self.sums_each_slot(step):
             found.append(self._gradients)
         return found
 
-    def learn_images(self, index: Tensor, images: ImageScores) -> None:
-        """After a step: the data sampler sees the scores of the images at positions `index` [B]."""
-        scores = images.scores
+    def sums_each_slot(self, step: int) -> bool:
+        """Whether the observers of this step look at what single slots give, and sum that over the processes."""
+        return bool(self._on_gradients) or self._paths_learn(step)
+
+    def learn_images(self, index: Tensor, images: ImageScores, total: int | None = None) -> None:
+        """After a step: the data sampler sees the scores of the images at positions `index` [B].
+
+        `total` counts those of the whole batch, where these are this process's share of it.
+        """
+        scores, total = images.scores, len(index) if total is None else total
         if isinstance(self.data_sampler, WatchesImages) and scores is not None:
-            self.data_sampler.observe(index, scores)
+            self.data_sampler.observe(gathered(self.ranks, index, total), gathered(self.ranks, scores, total))
 
     def state_dict(self) -> dict[str, Any]:
         """What the parts have learned."""

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from supernet.cost import cost
+from supernet.distributed import ALONE, Ranks
+from supernet.layout import with_format
 from supernet.log import RunLog
 from supernet.memory import peak_memory_mb
 from supernet.micro_batch import memory_line, settled
@@ -34,7 +36,7 @@ def describe(net: Supernet, data: Data) -> str:
     )
 
 
-def rehearsal(config: dict[str, Any], net: Supernet, data: Data) -> Trainer:
+def rehearsal(config: dict[str, Any], net: Supernet, data: Data, ranks: Ranks = ALONE) -> Trainer:
     """A trainer that writes nowhere.
 
     Raises:
@@ -43,14 +45,14 @@ def rehearsal(config: dict[str, Any], net: Supernet, data: Data) -> Trainer:
     from supernet.trainer import Trainer
 
     nowhere = Path(os.devnull)
-    return Trainer(config, net, data, nowhere, RunLog(nowhere, quiet=True))
+    return Trainer(config, net, data, nowhere, RunLog(nowhere, quiet=True), ranks)
 
 
 def dry_run(config: dict[str, Any], net: Supernet, data: Data) -> None:
     """Print `describe`, what a step needs, and what a few real ones say about time and memory. Writes no file."""
     print(describe(net, data))
     print(memory_line(config, net))
-    config = settled(config, net)
+    config = settled(with_format(config, net, data.info.channels), net)
     print("timing a few steps ...", flush=True)
     trainer = rehearsal(config, net, data)
     seconds = []

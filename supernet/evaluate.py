@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from supernet.calibrate import calibrate
+from supernet.distributed import ALONE, Ranks
 from supernet.passes import PLAIN, Passes
 from supernet.space import Arch
 
@@ -35,8 +36,13 @@ class Stopped(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], passes: Passes = PLAIN) -> Metrics:
+def evaluate(
+    model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], passes: Passes = PLAIN, ranks: Ranks = ALONE
+) -> Metrics:
     """Top-1 and loss over (images [B, C, S, S], targets [B]) in eval mode; the mode is restored.
+
+    Each of `ranks` takes its share of `batches`, which are the same in every process, as the network is; all of them
+    get the numbers of all images.
 
     Raises:
         ValueError: if there are no images.
@@ -49,12 +55,16 @@ def evaluate(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], passes:
     correct, loss = torch.zeros((), device=device), torch.zeros((), device=device)
     count = 0
     with passes.precision(device):
-        for images, targets in batches:  # sums stay on the device: one synchronisation at the end
+        for images, targets in ranks.part(batches):  # sums stay on the device: one synchronisation at the end
             right, summed = score(passes.logits(model, images), targets)
             correct += right
             loss += summed
             count += len(targets)
     model.train(was_training)
+    if ranks.world > 1:
+        sums = ranks.gather([correct.item(), loss.item(), count])  # counts are whole numbers: exact
+        right, nats, count = (sum(values) for values in zip(*sums, strict=True))
+        return Metrics(100.0 * right / count, nats / count, count)
     return Metrics(100.0 * correct.item() / count, loss.item() / count, count)
 
 
@@ -107,17 +117,23 @@ def beyond(correct: int, seen: int, total: int, stop_below: float) -> Stopped | 
 
 
 def calibrated_subnet(
-    net: AnySupernet, arch: Arch, data: Data | None, calibration_images: int, passes: Passes = PLAIN
+    net: AnySupernet,
+    arch: Arch,
+    data: Data | None,
+    calibration_images: int,
+    passes: Passes = PLAIN,
+    ranks: Ranks = ALONE,
 ) -> nn.Module:
     """extract -> calibrate: the one way from the supernet to a network that can be scored or shipped.
 
-    With 0 calibration images (or no data) it keeps its slice of the statistics that the supernet holds.
+    With 0 calibration images (or no data) it keeps its slice of the statistics that the supernet holds. `ranks` share
+    the images, and all get the same network.
     """
     if not calibration_images or data is None:
         return net.extract(arch).eval()
     subnet = net.extract(arch)
     with passes.precision(next(subnet.parameters()).device):
-        return calibrate(subnet, data.calibration(net.space.resolution(arch), calibration_images))
+        return calibrate(subnet, data.calibration(net.space.resolution(arch), calibration_images), ranks)
 
 
 def evaluate_subnet(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from supernet.calibrate import track_statistics
 from supernet.errors import UserError
 from supernet.evaluate import calibrated_subnet
 from supernet.net import Supernet, memory_format
+from supernet.runs import write_atomic
 from supernet.space import Arch, Space, load_space
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 FORMAT, VERSION = "supernet-subnet", 1
 FORMATS = ("onnx", "pt2")
+WEIGHTS = "model.safetensors"
 
 
 def export(
@@ -38,27 +42,50 @@ def export(
 ) -> dict[str, Any]:
     """Write a calibrated subnet, read it back, and compare it on real `images` [B, C, S, S].
 
-    Only a folder that passed appears under the name `folder`, in place of one that was there.
+    Only a folder that passed appears under the name `folder`, in place of one that was there; nothing else is left.
 
-    Always written: `arch.json`, `config.json`, `model.safetensors`. On request: `model.pt2` (torch.export) and
-    `model.onnx`. Returns the largest absolute logit differences, by what was compared.
+    Always written: `arch.json`, `config.json` (with checksums), `model.safetensors`. On request: `model.pt2`
+    (torch.export) and `model.onnx`. Returns the largest absolute logit differences, by what was compared.
 
     Raises:
         UserError: on an unknown format, or where a reloaded file computes something else than the subnet inside
-            the supernet; prints the largest difference.
+            the supernet (prints the largest difference), or cannot be written in a format.
+        OSError: on a full disk and the like.
     """
-    from safetensors.torch import save_file
-
     from supernet.data.base import resize
 
     check_formats(formats)
     if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
         raise UserError(f"{folder} exists and is no exported subnet: remove it, or choose another folder")
-    space, plan = net.space, net.space.plan(arch)
-    config = {
+    config = _config(arch, net, data, metrics, provenance)
+    images = resize(images, net.space.plan(arch).resolution)
+    partial = folder.with_name(f".{folder.name}.partial")  # becomes `folder` once everything has been checked
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        _write(partial, config, subnet)
+        # On the CPU, where equal weights give equal numbers bit for bit.
+        subnet, inside, images = copy.deepcopy(subnet).cpu().eval(), copy.deepcopy(net).cpu(), images.cpu()
+        reloaded = load_subnet(partial).to(memory_format=memory_format(net))
+        differences = _verify(reloaded, subnet, arch, inside, images)
+        for name in formats:
+            differences[name] = _write_format(name, subnet, partial, images)
+        _replace(folder, partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return differences
+
+
+def _config(
+    arch: Arch, net: Supernet, data: DataInfo, metrics: Mapping[str, Any], provenance: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The content of `config.json`, but for the checksums."""
+    plan = net.space.plan(arch)
+    return {
         "format": FORMAT,
         "version": VERSION,
-        "space": space.config,
+        "space": net.space.config,
         "arch": arch.to_json(),
         "classes": list(data.class_names),
         "num_classes": data.num_classes,
@@ -68,22 +95,25 @@ def export(
         "metrics": dict(metrics),
         "provenance": dict(provenance),
     }
-    images = resize(images, plan.resolution)
-    partial = folder.with_name(f".{folder.name}.partial")  # becomes `folder` once everything has been checked
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    weights = {key: value.detach().cpu().contiguous() for key, value in subnet.state_dict().items()}
-    save_file(weights, partial / "model.safetensors")
-    (partial / "arch.json").write_text(json.dumps(arch.to_json(), indent=2) + "\n")
-    (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    # On the CPU, where equal weights give equal numbers bit for bit.
-    subnet, inside, images = copy.deepcopy(subnet).cpu().eval(), copy.deepcopy(net).cpu(), images.cpu()
-    reloaded = load_subnet(partial).to(memory_format=memory_format(net))
-    differences = _verify(reloaded, subnet, arch, inside, images)
-    for name in formats:
-        differences[name] = _WRITERS[name](subnet, partial / f"model.{name}", images)
-    _replace(folder, partial)
-    return differences
+
+
+def _write(folder: Path, config: Mapping[str, Any], subnet: nn.Module) -> None:
+    """The files that every export has; they are on the disk when this returns."""
+    from safetensors.torch import save
+
+    weights = save({key: value.detach().cpu().contiguous() for key, value in subnet.state_dict().items()})
+    config = json.loads(json.dumps(config))  # as it will be read: tuples are lists
+    sums = {WEIGHTS: hashlib.sha256(weights).hexdigest(), "network": _network_sum(config)}
+    write_atomic(folder / WEIGHTS, lambda file: file.write(weights))
+    for name, content in (("arch.json", config["arch"]), ("config.json", {**config, "sha256": sums})):
+        text = json.dumps(content, indent=2) + "\n"
+        write_atomic(folder / name, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
+
+
+def _network_sum(config: Mapping[str, Any]) -> str:
+    """Checksum of the entries of `config.json` that decide what is computed; the others may be edited."""
+    described = {key: config.get(key) for key in ("space", "arch", "input")}
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 def check_formats(formats: Sequence[str]) -> None:
@@ -119,25 +149,37 @@ def load_subnet(folder: str | Path) -> nn.Module:
         UserError: if a file is missing or damaged, or the folder is not an exported subnet.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     folder = Path(folder)
-    for name in ("config.json", "model.safetensors"):
+    for name in ("config.json", WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(f"{folder} is not an exported subnet: {name} is missing")
+    content = (folder / WEIGHTS).read_bytes()
     try:
-        config = json.loads((folder / "config.json").read_text())
-        weights = load_file(folder / "model.safetensors")
-    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        weights = load(content)
+    except (ValueError, RecursionError, SafetensorError) as error:
         raise UserError(f"{folder}: damaged export ({error}); export the subnet again") from None
     space, arch = _described(config, folder)
+    with torch.device("meta"):  # shapes alone: a file gets memory only for what it holds
+        outline = space.module(space.plan(arch))
+        track_statistics(outline)
+    needed = outline.state_dict()
+    if odd := sorted(key for key in needed.keys() | weights.keys() if _shape(needed, key) != _shape(weights, key)):
+        raise UserError(f"{folder}: weights do not fit the arch ({', '.join(odd[:3])}); export the subnet again")
+    sums = config.get("sha256")  # files of older versions have none
+    now = {WEIGHTS: hashlib.sha256(content).hexdigest(), "network": _network_sum(config)}
+    if sums is not None and sums != now:
+        raise UserError(f"{folder}: damaged export (its checksums are wrong); export the subnet again")
     subnet = space.module(space.plan(arch))
     track_statistics(subnet)
-    try:
-        subnet.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(f"{folder}: weights do not fit the arch ({str(error).splitlines()[-1].strip()})") from None
+    subnet.load_state_dict(weights)
     return subnet.eval()
+
+
+def _shape(tensors: Mapping[str, Tensor], key: str) -> torch.Size | None:
+    return tensors[key].shape if key in tensors else None
 
 
 def _described(config: Any, folder: Path) -> tuple[Space, Arch]:
@@ -172,8 +214,28 @@ def _replace(folder: Path, partial: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
-    partial.rename(folder)
+    try:
+        partial.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_format(name: str, subnet: nn.Module, folder: Path, images: Tensor) -> float:
+    """`model.<name>`, on the disk; returns the largest difference of its logits."""
+    path = folder / f"model.{name}"
+    try:
+        difference = _WRITERS[name](subnet, path, images)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    except (UserError, OSError, MemoryError):
+        raise
+    except Exception as error:  # the converters raise anything, on any operation that they do not know
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"formats=[{name}]: this subnet cannot be written so ({reason}); drop that format") from error
+    return difference
 
 
 def _largest_difference(expected: Tensor, actual: Tensor, what: str, tolerance: float = 0.0) -> float:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from supernet.distill import at_least_fp32
-from supernet.meter import means_of
+from supernet.meter import OverRanks, means_of
 from supernet.samplers.base import Slot
 from supernet.space import Arch
 from supernet.step import Pass
@@ -26,10 +26,13 @@ class HealthMeter:
 
     Args:
         weights_of: the network whose weights a subnet has, where there are several; directions are compared within one.
+        over_ranks: as of `supernet.meter.LossMeter`. Gradients that are handed over are sums over processes already.
     """
 
-    def __init__(self, weights_of: Callable[[Arch], object] = lambda arch: None) -> None:
-        self._weights_of = weights_of
+    def __init__(
+        self, weights_of: Callable[[Arch], object] = lambda arch: None, over_ranks: OverRanks | None = None
+    ) -> None:
+        self._weights_of, self._over_ranks = weights_of, over_ranks
         self._values: dict[str, list[Tensor]] = {}
         # Of this step's largest slot: its weights, their gradients, the norm of these.
         self._largest: tuple[object, dict[str, Tensor], Tensor] | None = None
@@ -66,7 +69,7 @@ class HealthMeter:
 
     def read(self) -> dict[str, float]:
         """The means since the last reading, by name; starts anew. Waits for the device."""
-        means = means_of(self._values)
+        means = means_of(self._values, self._over_ranks)
         self._values.clear()
         return means
 

@@ -1,26 +1,52 @@
-"""Ctrl-C and SIGTERM as a request to stop after the current step."""
+"""Requests to stop: Ctrl-C, and the signals by which schedulers announce the end of a job."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
+INTERRUPTED = 130  # what shells report for Ctrl-C
+REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: start the same job again later
+# SIGUSR1 is what schedulers can be told to send some time before the end. Windows lacks it.
+NOTICES = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
+
+class Preempted(KeyboardInterrupt):
+    """One of `NOTICES` ended the program, not a user: a scheduler may start it again."""
+
+
+def exit_code(stop: KeyboardInterrupt) -> int:
+    """What the program leaves with: `REQUEUE` where the job is to be started again, else `INTERRUPTED`.
+
+    Not 128 + number: a process that a signal ended before it could save anything looks like that.
+    """
+    return REQUEUE if isinstance(stop, Preempted) else INTERRUPTED
+
 
 class StopRequest:
-    """A context in which the first SIGINT or SIGTERM sets `requested`; a second one interrupts at once.
+    """A context in which the first of SIGINT, SIGTERM and SIGUSR1 sets `requested` and `number`, that of the signal.
 
+    After that only Ctrl-C interrupts at once: schedulers send several signals, and each would spoil the saving that the
+    first began. A `KeyboardInterrupt` leaves the context as `Preempted` where a scheduler asked.
     Outside the main thread, where Python allows no handlers, it never sets anything.
     """
 
     def __init__(self) -> None:
         self.requested = False
+        self.number = 0
         self._previous: dict[int, Any] = {}
+
+    def interruption(self) -> KeyboardInterrupt:
+        """The exception to leave with, once everything is saved."""
+        return Preempted() if self.number in NOTICES else KeyboardInterrupt()
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, *NOTICES):
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -29,8 +55,34 @@ class StopRequest:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if kind is KeyboardInterrupt and self.number in NOTICES:
+            raise self.interruption() from None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if not self.requested:
+            self.requested, self.number = True, number
+        elif number == signal.SIGINT:
+            self.number = number
             raise KeyboardInterrupt
-        self.requested = True
+
+
+@contextmanager
+def notices_interrupt() -> Iterator[None]:
+    """Inside, the signals of `NOTICES` raise `Preempted`, as Ctrl-C raises `KeyboardInterrupt`.
+
+    Those that the process was started to ignore stay ignored. Does nothing outside the main thread.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise Preempted
+
+    previous: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in NOTICES:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                previous[number] = signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

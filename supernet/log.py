@@ -157,14 +157,18 @@ class RunLog:
         self._write_text(f"{title}\n{text}")
 
     def close(self) -> None:
-        """Close files and wandb. Calling it again does nothing."""
+        """Close files and wandb. Calling it again does nothing.
+
+        All was written when it was said or recorded: what a full disk refused then raises no second error here.
+        """
         if self.quiet or self._text.closed:
             return
         if self._wandb is not None:
             self._wandb.finish()
         for file in (self._metrics, self._table, self._text):
             if file is not None:
-                file.close()
+                with suppress(OSError):
+                    file.close()
 
     def _write_text(self, text: str) -> None:
         self._text.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
@@ -198,8 +202,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if path.exists():
         # A whole line ends with a newline, so what follows the last one is a fragment or nothing.
         for line in path.read_bytes().split(b"\n")[:-1]:
-            with suppress(ValueError):
-                rows.append(json.loads(line))
+            with suppress(ValueError, RecursionError):
+                row = json.loads(line)
+                if isinstance(row, dict) and isinstance(row.get("step"), int) and "kind" in row:
+                    rows.append(row)
     return rows
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,11 +10,19 @@ from torch import Tensor
 from supernet.errors import UserError
 from supernet.samplers.base import Slot
 
+OverRanks = Callable[[Tensor], Tensor]
+
 
 class LossMeter:
-    """Means per role. Reading them is the only host-device synchronisation of the training loop."""
+    """Means per role. Reading them is the only host-device synchronisation of the training loop.
 
-    def __init__(self) -> None:
+    Args:
+        over_ranks: makes means over all processes' images of means [N] over those of this one, see
+            `supernet.reduce.mean_over`; every process has to read at the same steps.
+    """
+
+    def __init__(self, over_ranks: OverRanks | None = None) -> None:
+        self._over_ranks = over_ranks
         self._losses: dict[str, list[Tensor]] = {}
 
     def add(self, slots: Sequence[Slot], losses: Sequence[Tensor]) -> None:
@@ -28,7 +36,7 @@ class LossMeter:
         Raises:
             UserError: if a loss is NaN or infinite.
         """
-        means = means_of(self._losses)
+        means = means_of(self._losses, self._over_ranks)
         self._losses.clear()
         bad = [role for role, mean in means.items() if not abs(mean) < float("inf")]
         if bad:
@@ -36,11 +44,13 @@ class LossMeter:
         return means
 
 
-def means_of(values: Mapping[str, Sequence[Tensor]]) -> dict[str, float]:
+def means_of(values: Mapping[str, Sequence[Tensor]], over_ranks: OverRanks | None = None) -> dict[str, float]:
     """The means of scalars on a device, by name; waits for it once."""
     if not values:
         return {}
     means = torch.stack([torch.stack(list(found)).mean() for found in values.values()])
+    if over_ranks is not None:
+        means = over_ranks(means)
     return dict(zip(values, means.tolist(), strict=True))
 
 

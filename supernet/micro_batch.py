@@ -104,7 +104,7 @@ def estimate(net: AnySupernet, autocast: bool = False, dropout: float = 0.0, dro
         plain=_need([_most_held(kept, recomputed=False) for kept in found]),
         recomputed=_need([_most_held(kept, recomputed=True) for kept in found]),
         beside=COPIES * sum(p.numel() * p.element_size() for p in net.parameters()),
-        batch_norm=_has_batch_norm(member),
+        batch_norm=has_batch_norm(member),
     )
 
 
@@ -153,10 +153,11 @@ def choose(needs: Estimate, free: float, batch: int, checkpointing: bool = False
     return Choice(True, max(part.stop - part.start for part in even))
 
 
-def settled(config: Mapping[str, Any], net: AnySupernet) -> dict[str, Any]:
+def settled(config: Mapping[str, Any], net: AnySupernet, processes: int = 1) -> dict[str, Any]:
     """The configuration with what `train.micro_batch=auto` chooses as plain values: a resumed run repeats them.
 
-    Where the system does not tell how much memory is free, nothing changes.
+    Where the system does not tell how much memory is free, nothing changes. `processes` share every batch, and on a CPU
+    the memory.
 
     Raises:
         UserError: if the largest subnet does not fit.
@@ -164,11 +165,13 @@ def settled(config: Mapping[str, Any], net: AnySupernet) -> dict[str, Any]:
     train = config["train"]
     if train.get("micro_batch") != "auto":
         return dict(config)
-    free = free_memory(next(net.parameters()).device)
+    device = next(net.parameters()).device
+    free, batch = free_memory(device), -(-train["batch_size"] // processes)
     checkpointing = train.get("checkpoint_activations", False)
     choice = Choice(checkpointing, None)
     if free is not None:
-        choice = choose(_estimate_for(train, net), free, train["batch_size"], checkpointing)
+        own = free / processes if device.type == "cpu" else free
+        choice = choose(_estimate_for(train, net), own, batch, checkpointing)
     return {**config, "train": {**train, **asdict(choice)}}
 
 
@@ -194,7 +197,7 @@ def memory_line(config: Mapping[str, Any], net: AnySupernet) -> str:
 def statistics_note(config: Mapping[str, Any], net: nn.Module) -> str | None:
     """One line where batch norms see less than a whole batch."""
     size, batch = config["train"].get("micro_batch"), config["train"]["batch_size"]
-    if not isinstance(size, int) or size >= batch or not _has_batch_norm(net):
+    if not isinstance(size, int) or size >= batch or not has_batch_norm(net):
         return None
     return f"train.micro_batch={size}: batch norms see {size} images at a time instead of {batch}"
 
@@ -203,5 +206,6 @@ def _estimate_for(train: Mapping[str, Any], net: AnySupernet) -> Estimate:
     return estimate(net, train["amp"], train["dropout"], train["drop_path"])
 
 
-def _has_batch_norm(net: nn.Module) -> bool:
+def has_batch_norm(net: nn.Module) -> bool:
+    """Whether images of a batch see each other."""
     return any(isinstance(module, nn.BatchNorm2d) for module in net.modules())

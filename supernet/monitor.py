@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from supernet.distributed import ALONE, Ranks
 from supernet.evaluate import calibrated_subnet, evaluate
 from supernet.net import Supernet
 from supernet.space import Arch, Space
@@ -36,13 +37,17 @@ def scores(
     splits: tuple[str, ...],
     calibration_images: int,
     limit: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
-    """{"largest/val/top1": percent, "largest/val/loss": nats, ...}; every subnet calibrated once."""
+    """{"largest/val/top1": percent, "largest/val/loss": nats, ...}; every subnet calibrated once.
+
+    `ranks` share the images of every subnet, and all get all numbers.
+    """
     values: dict[str, float] = {}
     for name, arch in archs.items():
-        subnet = calibrated_subnet(net, arch, data, calibration_images)
+        subnet = calibrated_subnet(net, arch, data, calibration_images, ranks=ranks)
         for split in splits:
-            result = evaluate(subnet, data.evaluation(split, net.space.resolution(arch), limit))
+            result = evaluate(subnet, data.evaluation(split, net.space.resolution(arch), limit), ranks=ranks)
             values[f"{name}/{split}/top1"] = result.top1
             values[f"{name}/{split}/loss"] = result.loss
     return values

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from supernet.distributed import ALONE, Ranks
+from supernet.reduce import sum_over
 from supernet.samplers.base import Slot
 from supernet.step import Pass
 
@@ -24,17 +26,21 @@ class SlotGradients:
         net: `Supernet.net`; gradients carry its parameter names.
         on_gradients: called after each slot that `chosen` accepts, with what the slot gave, its weight included.
         chosen: which slots.
+        ranks: several processes. What each slot gives is then summed over them first, that of slots not chosen too, so
+            that the sums need not be.
     """
 
-    def __init__(self, net: nn.Module, on_gradients: OnGradients, chosen: Callable[[Slot], bool]) -> None:
+    def __init__(
+        self, net: nn.Module, on_gradients: OnGradients, chosen: Callable[[Slot], bool], ranks: Ranks = ALONE
+    ) -> None:
         self._parameters = dict(net.named_parameters())
-        self._on_gradients, self._chosen = on_gradients, chosen
+        self._on_gradients, self._chosen, self._ranks = on_gradients, chosen, ranks
         self._sums: list[Tensor] = []
         # For weights that the subnet does not use: zeros of their shapes, without memory.
         self._nothing = {name: p.detach().new_zeros(()).expand(p.shape) for name, p in self._parameters.items()}
 
     def before(self, slot: Slot) -> None:
-        if not self._chosen(slot):
+        if not self._takes(slot):
             return
         parameters = self._parameters.values()
         self._sums = [p.grad for p in parameters if p.grad is not None]
@@ -43,15 +49,20 @@ class SlotGradients:
             parameter.grad = None
 
     def after(self, slot: Slot, done: Pass) -> None:
-        if not self._chosen(slot):
+        if not self._takes(slot):
             return
         found = [parameter.grad for parameter in self._parameters.values()]
-        own = zip(self._nothing.items(), found, strict=True)
-        self._on_gradients(slot, {name: nothing if given is None else given for (name, nothing), given in own})
+        sum_over(self._ranks, [given for given in found if given is not None])  # the same ones everywhere
+        if self._chosen(slot):
+            own = zip(self._nothing.items(), found, strict=True)
+            self._on_gradients(slot, {name: nothing if given is None else given for (name, nothing), given in own})
         used = [(total, given) for total, given in zip(self._sums, found, strict=True) if given is not None]
         torch._foreach_add_([total for total, _ in used], [given for _, given in used])
         for parameter, total in zip(self._parameters.values(), self._sums, strict=True):
             parameter.grad = total
+
+    def _takes(self, slot: Slot) -> bool:
+        return self._ranks.world > 1 or self._chosen(slot)
 
 
 class ImageScores:

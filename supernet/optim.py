@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,6 +21,15 @@ def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]
     plain = [p for p in net.parameters() if p.ndim <= 1 or id(p) in exempt]
     assert len(decayed) + len(plain) == sum(1 for _ in net.parameters())
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def for_members(optim: Mapping[str, Any], members: int) -> dict[str, Any]:
+    """The settings of an optimizer for so many supernets trained at once.
+
+    Where some of them rest in a step (see `supernet.sharing.members.Resting`) their weights have no gradient, and
+    PyTorch's fused kernels then fail on the momentum that they do not have yet.
+    """
+    return {key: value for key, value in optim.items() if key != "fused" or members == 1}
 
 
 def zero_gradients(net: nn.Module) -> None:

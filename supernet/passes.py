@@ -16,8 +16,8 @@ from supernet.distill import at_least_fp32
 class Passes:
     """Forward passes of evaluation.
 
-    A batch of the data runs in equal parts, and its logits are scored together. Where the logits of an image do not
-    depend on its neighbours in the batch (on a CPU, from parts of 8 images on), neither does any score. Calibration
+    A batch of the data runs in equal parts, and its logits are scored together. How many images run at a time changes
+    logits by rounding at most (libraries choose their kernels by it), so a score only where classes tie. Calibration
     takes the data's batches whole, because their size decides the statistics.
 
     Args:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from supernet.checkpoint import kept_files, load, newest_whole
 from supernet.errors import UserError
 from supernet.runs import CHECKPOINT, RESULTS, is_locked, plain, read_json
 from supernet.setup import with_defaults
@@ -14,7 +18,14 @@ if TYPE_CHECKING:
     from supernet.data import Data
 
 # What may be given beside `resume`; everything else comes from the run's own configuration.
-ALLOWED = ("resume", "device", "dry_run", "logger", "runs_dir", "data.root")
+ALLOWED = ("resume", "device", "dry_run", "logger", "runs_dir", "timeout_s", "data.root", "data.on_bad_image")
+# What the start of a run has settled where it said auto.
+SETTLED = {
+    "train.channels_last": "train.channels_last",
+    "train.micro_batch": "train.micro_batch",
+    "train.checkpoint_activations": "train.micro_batch",
+}
+CONFIG, SPLITS = "config.json", "splits.json"
 
 
 def resumed_config(config: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], Path]:
@@ -27,26 +38,58 @@ def resumed_config(config: Mapping[str, Any], overrides: Sequence[str]) -> tuple
         UserError: if there is nothing to resume, the run is finished, or other settings are asked for.
     """
     folder = _newest_unfinished(Path(config["runs_dir"])) if config["resume"] == "auto" else Path(config["resume"])
-    if not (folder / "config.json").is_file():
-        raise UserError(f"resume={folder}: no run is there (config.json is missing)")
+    checkpoints = kept_files(folder / CHECKPOINT)
+    if not (folder / CONFIG).is_file() and not checkpoints:
+        raise UserError(f"resume={folder}: no run is there ({CONFIG} is missing)")
     if (folder / RESULTS).exists():
         raise UserError(f"resume={folder}: this run is finished; start from its weights with init_from={folder}")
-    if not (folder / CHECKPOINT).is_file():
+    if not checkpoints:
         raise UserError(f"resume={folder}: the run was stopped before its first checkpoint; start it again")
-    stored = read_json(folder / "config.json")
+    stored = _recorded(folder, CONFIG)
     _refuse_other_settings(config, stored, overrides)
     # What a run of an older version does not say is as it is by default: nothing else can be typed with `resume`.
     resumed = {**config, **stored, **{key: config[key] for key in ALLOWED if key in config}}
-    if any(_key(word) == "data.root" for word in overrides):
-        resumed["data"] = {**stored["data"], "root": config["data"]["root"]}
+    for name in {_key(word) for word in overrides} & {key for key in ALLOWED if key.startswith("data.")}:
+        key = name.removeprefix("data.")
+        resumed["data"] = {**resumed["data"], key: config["data"][key]}
     return resumed, folder
+
+
+def own_unfinished(config: Mapping[str, Any], overrides: Sequence[str]) -> Path | None:
+    """The newest unfinished run that the same settings have started; None if there is none.
+
+    What a job goes on with that its launcher starts again and again with one command.
+    """
+    for folder in _unfinished(Path(config["runs_dir"])):
+        with suppress(UserError):
+            _refuse_other_settings(config, _recorded(folder, CONFIG), overrides)
+            return folder
+    return None
+
+
+def _recorded(folder: Path, name: str) -> dict[str, Any]:
+    """What the run has stored in the file `name`; where that is damaged or missing, the checkpoint's copy of it."""
+    try:
+        found = read_json(folder / name)
+        problem = f"{folder / name} is damaged"
+    except UserError as error:
+        found, problem = None, str(error)
+    if not isinstance(found, dict):
+        newest = newest_whole(folder / CHECKPOINT)
+        found = load(newest).get(name.removesuffix(".json"))
+        if not isinstance(found, dict):
+            raise UserError(f"{problem}, and {newest} holds no copy of it")
+        if os.environ.get("RANK", "0") == "0":
+            print(f"warning: {problem}; going on with the copy in {newest.name}", file=sys.stderr)
+    return found
 
 
 def _refuse_other_settings(config: Mapping[str, Any], stored: Mapping[str, Any], overrides: Sequence[str]) -> None:
     typed = [word for word in overrides if _key(word) not in ALLOWED and not _key(word).startswith("logger.")]
-    changed = list(_changed(stored, plain(dict(with_defaults(dict(config)))))) if typed else []
+    now = plain(dict(with_defaults(dict(config)))) if typed else {}
+    changed = [name for name in _changed(stored, now) if now["train"].get(_last(SETTLED.get(name, ""))) != "auto"]
     if changed:
-        others = f"{', '.join(ALLOWED[1:-1])} and +{ALLOWED[-1]}"
+        others = ", ".join(f"+{key}" if "." in key else key for key in ALLOWED[1:])
         raise UserError(
             f"{typed[0]}: a resumed run keeps its own settings, and {changed[0]} would differ (only {others} can): "
             "give the run's own settings or none, or start a new run from these weights with init_from="
@@ -71,18 +114,30 @@ def check_same_splits(folder: Path, data: Data) -> None:
     Raises:
         UserError: naming the splits that differ.
     """
-    before, now = read_json(folder / "splits.json"), plain(data.split_record())
+    before, now = _recorded(folder, SPLITS), plain(data.split_record())
     changed = [key for key in before if before[key] != now.get(key)]
     if changed:
         raise UserError(f"resume={folder}: the data has changed since the run began ({', '.join(changed)} differ)")
 
 
-def _newest_unfinished(root: Path) -> Path:
-    checkpoints = [file for kind in ("train", "subnet") for file in (root / kind).glob(f"*/{CHECKPOINT}")]
+def _unfinished(root: Path) -> list[Path]:
+    """Folders of runs with a checkpoint that nobody works on, the newest first."""
+    folders = [folder for kind in ("train", "subnet") for folder in (root / kind).glob("*")]
+    checkpoints = [file for folder in folders for file in kept_files(folder / CHECKPOINT)]
     unfinished = [f for f in checkpoints if not (f.parent / RESULTS).exists() and not is_locked(f.parent)]
+    newest_first = sorted(unfinished, key=lambda file: file.stat().st_mtime_ns, reverse=True)
+    return list(dict.fromkeys(file.parent for file in newest_first))
+
+
+def _newest_unfinished(root: Path) -> Path:
+    unfinished = _unfinished(root)
     if not unfinished:
         raise UserError(f"resume=auto: no unfinished run under {root}; start one without resume")
-    return max(unfinished, key=lambda file: file.stat().st_mtime_ns).parent
+    return unfinished[0]
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _key(override: str) -> str:

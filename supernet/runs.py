@@ -107,11 +107,14 @@ def is_locked(folder: Path) -> bool:
         return True
 
 
-def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_atomic(
+    path: Path, write: Callable[[BinaryIO], object], ready: Callable[[Path], object] = lambda temporary: None
+) -> None:
     """Replace `path` by what `write` puts into a binary file, completely or not at all.
 
-    The bytes go to a temporary file in the same folder and reach the disk before the old file is replaced.
-    A failure leaves the old file and no temporary one; what killed writers left is removed.
+    The bytes go to a temporary file in the same folder and reach the disk before the old file is replaced; in between,
+    `ready` is called with the temporary file. A failure, also of `ready`, leaves the old file and no temporary one;
+    what killed writers left is removed.
     """
     prefix = f".{path.name}.{socket.gethostname()}."
     for stale in path.parent.glob(f"{_escape(prefix)}*.tmp"):
@@ -123,9 +126,12 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        ready(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # more telling than the temporary name, or none
         raise
     _sync_folder(path.parent)
 

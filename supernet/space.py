@@ -15,9 +15,10 @@ from functools import cached_property, lru_cache
 from itertools import product
 from typing import TYPE_CHECKING, Any, overload
 
-from supernet.construct import construct_only
+from supernet.construct import construct_only, shown
 from supernet.errors import UserError
 from supernet.specs import Plan, union
+from supernet.wellformed import check_genes, check_size
 
 if TYPE_CHECKING:  # numpy is not needed to rebuild an exported subnet
     import numpy as np
@@ -105,7 +106,8 @@ class Space:
             {"num_heads": "layer_num"} a subnet of 12 layers shows 12 numbers of heads. A single gene is repeated.
 
     Raises:
-        ValueError: if options are empty, not distinct or (numbers) not ascending, or a gene's condition is wrong.
+        ValueError: if options are empty, not distinct or (numbers) not ascending, a gene's condition is wrong, or there
+            are more combinations than can be looked at.
     """
 
     def __init__(
@@ -119,16 +121,8 @@ class Space:
     ) -> None:
         self.name, self.genes, self.units = name, tuple(genes), tuple(units)
         self.module, self.config, self.lengths = module, dict(config), dict(lengths or {})
-        for position, gene in enumerate(self.genes):
-            words = all(isinstance(option, str) for option in gene.options)  # in the order that the family gives
-            if not gene.options or len(set(gene.options)) != len(gene.options):
-                raise ValueError(f"{gene.name}: options must be distinct, got {list(gene.options)}")
-            if not words and list(gene.options) != sorted(gene.options):
-                raise ValueError(f"{gene.name}: options must be ascending, got {list(gene.options)}")
-            if gene.parent is not None and not 0 <= gene.parent < position:
-                raise ValueError(f"{gene.name}: its parent must come before it")
-            if gene.among is not None and (gene.parent is None or gene.above):
-                raise ValueError(f"{gene.name}: among={gene.among} needs a parent, and no `above`")
+        check_genes(self.genes)
+        check_size(self.genes, self.units)
         self._option_index = [{option: i for i, option in enumerate(g.options)} for g in self.genes]
         self._entries = Counter(gene.key for gene in self.genes)
         self._unit_spec = [lru_cache(maxsize=None)(unit.spec) for unit in self.units]
@@ -181,16 +175,18 @@ class Space:
             ValueError: on unknown, missing or wrongly sized entries and on values that are not options.
         """
         keys = dict.fromkeys(gene.key for gene in self.genes)
+        if not isinstance(data, Mapping):
+            raise ValueError(f"an arch is a mapping with the keys {list(keys)}, got {shown(data)}")
         data = {key: value for key, value in data.items() if not (key == "wid" and value is None)}  # OFA's, unused
         named = {key if key in keys else ALIASES.get(key, key): value for key, value in data.items()}
         needed = {gene.key for gene in self.genes if len(gene.options) > 1}
         if not needed <= set(named) <= set(keys) or len(named) != len(data):
-            raise ValueError(f"an arch of space {self.name!r} has the keys {list(keys)}, got {list(data)}")
+            raise ValueError(f"an arch of space {self.name!r} has the keys {list(keys)}, got {shown(list(data))}")
         codes: list[int] = []
         for gene, table in zip(self.genes, self._option_index, strict=True):
             value = self._entry(gene, named[gene.key], codes) if gene.key in named else gene.options[0]
             if isinstance(value, list | dict | bool) or value not in table:
-                raise ValueError(f"{gene.name}={value!r} is not one of {list(gene.options)}")
+                raise ValueError(f"{gene.name}={shown(value)} is not one of {list(gene.options)}")
             codes.append(table[value])
         return self.decode(codes)
 
@@ -202,11 +198,11 @@ class Space:
             return value[0] if same else value
         length = sum(other.key == gene.key for other in self.genes)
         if not is_list or len(value) > length:
-            raise ValueError(f"{gene.key} must be a list of {length} values, got {value!r}")
+            raise ValueError(f"{gene.key} must be a list of {length} values, got {shown(value)}")
         if gene.index < len(value):
             return value[gene.index]
         if self.counts(gene, codes):
-            raise ValueError(f"{gene.key} must be a list of {length} values, got {value!r}")
+            raise ValueError(f"{gene.key} must be a list of {length} values, got {shown(value)}")
         return gene.options[0]
 
     def counts(self, gene: Gene, codes: Sequence[int]) -> bool:

@@ -61,6 +61,7 @@ def accumulate(
     teacher: Tensor | None = None,
     observers: Sequence[Observer] = (),
     micro_batch: int | None = None,
+    total: int | None = None,
 ) -> list[Tensor]:
     """Add the gradients of every slot to the parameters' `.grad`; returns the detached losses, one per slot.
 
@@ -69,8 +70,10 @@ def accumulate(
     network), it teaches every slot. Gradients are summed, not averaged (BigNAS, section 3.1). Slots run one after
     another, each freeing its graph, so the peak memory is that of the largest; with `micro_batch` that of so many
     images, see `supernet.micro_batch`. images: [B, C, S, S], resized once per resolution; weights: factors [B] on the
-    images' losses.
+    images' losses. `total` counts the images of the whole batch, where these are one process's share of it: the sum of
+    all processes' gradients is then that of the mean over the whole batch. Losses are means over the share.
     """
+    total = len(images) if total is None else total
     resized: dict[int, Tensor] = {}
     losses: list[Tensor] = []
     other, has_largest = teacher is not None, any(slot.role == "largest" for slot in slots)
@@ -93,14 +96,14 @@ def accumulate(
             else:
                 each = distill(logits, taught_by[part], targets[part])
             loss = (each if weights is None else each * weights[part]).mean()
-            (loss * (slot.weight * (len(logits) / len(images)))).backward()
+            (loss * (slot.weight * (len(logits) / total))).backward()
             passes.append((logits, loss.detach()))
         found, loss, gradient = _joined(passes)
         losses.append(loss)
         if largest and not other:
             teacher = found
         for observer in observers:
-            by_logits = _of_each_image(gradient, slot.weight, weights)
+            by_logits = _of_each_image(gradient, slot.weight, weights, total)
             observer.after(slot, Pass(found, taught_by, targets, loss, by_logits))
     return losses
 
@@ -116,12 +119,12 @@ def _joined(passes: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Te
     return whole, loss, torch.cat(gradients) if gradients else None
 
 
-def _of_each_image(gradient: Tensor | None, slot_weight: float, weights: Tensor | None) -> Tensor | None:
+def _of_each_image(gradient: Tensor | None, slot_weight: float, weights: Tensor | None, total: int) -> Tensor | None:
     """From the gradient of the weighted mean by the logits [B, K] to those of the images' own losses."""
     if gradient is None or slot_weight == 0:
         return None
     each = gradient.float() if gradient.dtype in (torch.float16, torch.bfloat16) else gradient
-    each = each * (len(each) / slot_weight)
+    each = each * (total / slot_weight)
     return each if weights is None else each / weights[:, None]
 
 
@@ -141,4 +144,5 @@ def update(
         group["lr"] = lr
     optimizer.step()
     # In place, see `supernet.optim.zero_gradients`; all at once, which the optimizer's own method may not do.
-    torch._foreach_zero_([p.grad for p in parameters if p.grad is not None])
+    if gradients := [p.grad for p in parameters if p.grad is not None]:  # none: no member trains in this step
+        torch._foreach_zero_(gradients)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,6 +19,7 @@ from supernet.course import Course
 from supernet.data import Batch, Data, Mix
 from supernet.data.base import check_split, resize
 from supernet.distill import at_least_fp32
+from supernet.distributed import ALONE, Ranks
 from supernet.ema import averaged
 from supernet.errors import UserError
 from supernet.health import HealthMeter
@@ -33,12 +33,14 @@ from supernet.micro_batch import micro_batches
 from supernet.monitor import final_scores, scores, watched
 from supernet.net import Supernet
 from supernet.observers import ImageScores
-from supernet.optim import parameter_groups, zero_gradients
+from supernet.optim import for_members, parameter_groups, zero_gradients
 from supernet.phases.base import Phase
 from supernet.plots import curves
 from supernet.recompute import checkpoint_activations
+from supernet.reduce import Vote
 from supernet.runs import CHECKPOINT, plain
 from supernet.settings import TrainSettings
+from supernet.shares import Shares
 from supernet.sharing.members import Resting, member_of, members_of
 from supernet.sorting import sort_training_state
 from supernet.space import Arch
@@ -58,16 +60,27 @@ class Trainer:
         data: training, calibration and evaluation images.
         folder: the run's folder; exists already.
         log: where it reports.
+        ranks: the processes that train together; each works on its share of every batch, the first one writes.
     """
 
-    def __init__(self, config: dict[str, Any], net: Supernet, data: Data, folder: Path, log: RunLog) -> None:
+    def __init__(
+        self,
+        config: dict[str, Any],
+        net: Supernet,
+        data: Data,
+        folder: Path,
+        log: RunLog,
+        ranks: Ranks = ALONE,
+    ) -> None:
         self.config, self.net, self.data, self.folder, self.log = config, net, data, folder, log
+        self.ranks = ranks
         self.settings: TrainSettings = construct(config["train"], "train")
+        self.shares = Shares(ranks, self.settings, net)
         if self.settings.channels_last:
             net.to(memory_format=torch.channels_last)
         self.seed: int = config["seed"]
         self.distill = construct(config["distill"], "distill")
-        optim = dict(config["optim"])
+        optim = for_members(config["optim"], len(members_of(net)))
         groups = parameter_groups(net, optim.get("weight_decay", 0.0))
         self.optimizer: torch.optim.Optimizer = construct(optim, "optim", params=groups)
         zero_gradients(net)
@@ -83,20 +96,22 @@ class Trainer:
             check_split(split, data.sizes)  # not after hours of training
         self.archs = watched(net.space, self.settings.eval_random)
         self.split_record = plain(data.split_record())
-        self.meter, self.health = LossMeter(), HealthMeter(lambda arch: member_of(net, arch))
+        self.meter = LossMeter(self.shares.mean)
+        self.health = HealthMeter(lambda arch: member_of(net, arch), self.shares.mean)
         self.guard = CollapseGuard(data.info.num_classes)
         self.step, self.best = 0, -1.0
+        self.newest_is_whole = True  # of the checkpoints
         self.seconds, self._started = 0.0, time.perf_counter()  # spent before and since the last restart
         self.steps_per_epoch = data.steps_per_epoch()
         self.total_steps = self.settings.epochs * self.steps_per_epoch
         horizon = Horizon(self.steps_per_epoch, self.total_steps)
-        self.course = Course(config, net, data.sizes["train"], horizon)
+        self.course = Course(config, net, data.sizes["train"], horizon, ranks)
         self.device = next(net.parameters()).device
         self.teacher = load_teacher(config["teacher"], data, self.device) if config["teacher"] else None
         self.weights: Tensor | None = None  # of the training images in this epoch
         self.waiting = WaitMeter()
         mode, part = self.settings.compile, self.settings.micro_batch
-        self.compiled = None if mode == "off" else compiled(net, mode, log.say)
+        self.compiled = None if mode == "off" else compiled(net, mode, log.say, autocast=self.settings.amp)
         self.micro_batch = None if part == "auto" else part  # "auto" is settled before a run begins
 
     @property
@@ -108,11 +123,13 @@ class Trainer:
         """Train to the end and evaluate; returns the content of `results.json`.
 
         Raises:
-            KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is written.
+            KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGUSR1, once a checkpoint is written.
             UserError: if a loss is no longer finite; the last good checkpoint is kept.
         """
         self.net.train()
+        self.shares.begin(self.net)
         self.warm_up()
+        vote = Vote(self.ranks)
         with StopRequest() as stop, self.log.progress(self.total_steps, "training", self.step) as progress:
             for batch in self._batches():
                 values = self.train_step(batch)
@@ -122,14 +139,15 @@ class Trainer:
                         self._evaluate()
                     if self._due(1, 0):
                         self._report()
-                    if self._due(1, self.settings.save_every) or stop.requested:
+                    stopping = vote(stop.number)  # read once: a signal after the saving waits for the next step
+                    if self._due(1, self.settings.save_every) or stopping:
                         self.save()
-                if stop.requested:
+                if stopping:
                     break
-        if self.step < self.total_steps:
-            self.log.say(f"stopped at step {self.step} of {self.total_steps}, saved; continue with:")
-            self.log.say(f"  python train.py resume={self.folder}")
-            raise KeyboardInterrupt
+            stop.number = max(self.ranks.gather(stop.number))
+        if stop.number:  # after the last step too: the final scores can take long
+            self.log.say(f"step {self.step} of {self.total_steps} is saved")
+            raise stop.interruption()
         return self._finish()
 
     def warm_up(self) -> WarmUp | None:
@@ -137,7 +155,7 @@ class Trainer:
         if self.compiled is None:
             return None
         settings, info = self.settings, self.data.info
-        part = micro_batches(settings.batch_size, self.micro_batch)[0]
+        part = micro_batches(self.shares.images, self.micro_batch)[0]
         images = torch.rand(part.stop, info.channels, info.size, info.size, generator=torch.Generator().manual_seed(0))
         memory = torch.channels_last if settings.channels_last else torch.contiguous_format
         rates = {"dropout": settings.dropout, "drop_path": settings.drop_path}
@@ -146,9 +164,12 @@ class Trainer:
         return warm
 
     def save(self) -> None:
-        """Write the state from which `restore` continues bit for bit."""
+        """Write the state from which `restore` continues bit for bit; the checkpoints before it are kept."""
         self._refuse_divergence()
-        checkpoint.save(self.folder / CHECKPOINT, self._state())
+        # A damaged newest one must not push a whole one out.
+        keep = self.settings.keep_checkpoints if self.newest_is_whole else 1
+        self.ranks.once(lambda: checkpoint.save(self.folder / CHECKPOINT, self._state(), keep))
+        self.newest_is_whole = True
 
     def _refuse_divergence(self) -> None:
         self._log_losses()
@@ -157,12 +178,14 @@ class Trainer:
             raise UserError(not_finite("a weight", self.step))
 
     def restore(self) -> None:
-        """Continue from the folder's checkpoint.
+        """Continue from the folder's newest checkpoint that is whole.
 
         Raises:
-            UserError: if the checkpoint is damaged or belongs to another setup.
+            UserError: if none is, or it belongs to another setup.
         """
-        state = checkpoint.load(self.folder / CHECKPOINT)
+        file = checkpoint.newest_whole(self.folder / CHECKPOINT)
+        state = checkpoint.load(file)
+        self.newest_is_whole = file.name == CHECKPOINT
         try:
             self.net.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -178,8 +201,10 @@ class Trainer:
                 self.teacher.network.load_state_dict(state["teacher"])
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[-1].strip()
-            raise UserError(f"{self.folder / CHECKPOINT} does not fit this run's configuration: {reason}") from None
+            raise UserError(f"{file} does not fit this run's configuration: {reason}") from None
         self.log.truncate_after(self.step)
+        if not self.newest_is_whole:
+            self.log.warn(f"{self.folder / CHECKPOINT} is damaged or missing: going on from {file.name} before it")
         self.log.say(f"resumed {self.folder} at step {self.step} of {self.total_steps}")
 
     # Parts of the loop --------------------------------------------------------------------------------------
@@ -189,7 +214,7 @@ class Trainer:
             epoch, first = divmod(self.step, self.steps_per_epoch)
             visits = self.course.visits(epoch)
             self.weights = None if visits.weights is None else visits.weights.to(self.device)
-            yield from self.waiting.watch(self.data.train(epoch, first, visits.order))
+            yield from self.waiting.watch(self.data.train(epoch, first, visits.order, self.ranks))
 
     def _due(self, epochs: int, steps: int) -> bool:
         """At the end of every `epochs`-th epoch, every `steps` steps (0: never), and after the last step."""
@@ -203,12 +228,11 @@ class Trainer:
         phase = self.course.phases.phase(step)
         if step == phase.start and step > 0:
             self._enter(phase)
-        torch.manual_seed(_fold(self.seed, step))  # dropout, drop-path, mixing
-        images, targets = self.mix(batch.images, batch.targets)
+        images, targets = self.shares.mixed(self.mix, batch.images, batch.targets, self.seed, step)
         if settings.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         slots = self.course.slots(step, lambda arch: self._loss_of(arch, images, targets))
-        scores = ImageScores()
+        scores, total = ImageScores(), len(images) if self.ranks.world == 1 else self.shares.total
         losses = accumulate(
             self.compiled or self.net,
             images,
@@ -223,8 +247,11 @@ class Trainer:
             None if self.teacher is None else self.teacher(images, settings.amp),
             self._observers(scores),
             self.micro_batch,
+            total,
         )
-        self.course.learn_images(batch.index, scores)
+        if not self.course.sums_each_slot(step):
+            self.shares.sum_gradients(self.net)
+        self.course.learn_images(batch.index, scores, total)
         self.health.end_step()
         with self.resting(slots):
             update(self.optimizer, self._lr(step), settings.clip_value, settings.clip_norm)
@@ -255,7 +282,7 @@ class Trainer:
         """The label loss of a subnet on a batch, for samplers that compare candidates; leaves no trace."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.settings.amp):
             logits = self.net(resize(images, self.net.space.resolution(arch)), arch)
-        return self._label_loss(logits, targets).mean()
+        return self.shares.mean(self._label_loss(logits, targets).mean())
 
     def _enter(self, phase: Phase) -> None:
         """What a phase asks for at its start."""
@@ -293,7 +320,13 @@ class Trainer:
         self._refuse_divergence()
         settings = self.settings
         values = scores(
-            self.scored_net, self.archs, self.data, ("val",), settings.calibration_images, settings.eval_images
+            self.scored_net,
+            self.archs,
+            self.data,
+            ("val",),
+            settings.calibration_images,
+            settings.eval_images,
+            self.ranks,
         )
         top1 = {name: values[f"{name}/val/top1"] for name in self.archs}
         record = {f"{name}/top1": value for name, value in top1.items()}
@@ -307,7 +340,7 @@ class Trainer:
         self._watch_for_collapse(mean)
         if mean > self.best:
             self.best = mean
-            checkpoint.save(self.folder / BEST, self._state())
+            self.ranks.once(lambda: checkpoint.save(self.folder / BEST, self._state()))
 
     def _watch_for_collapse(self, mean: float) -> None:
         if self.guard.collapsed(mean) and self.settings.collapse != "off":
@@ -329,29 +362,30 @@ class Trainer:
             "step": self.step,
             "best": self.best,
             "guard": self.guard.state_dict(),
-            "seconds": self.seconds + time.perf_counter() - self._started,
+            "seconds": self._spent(),
         }
+
+    def _spent(self) -> float:
+        """Seconds of training, those before restarts included."""
+        return self.seconds + max(0.0, time.perf_counter() - self._started)
 
     def _own_teacher(self) -> dict[str, Tensor] | None:
         """The weights of a teacher that this run made itself: they are nowhere else."""
         return None if self.teacher is None or self.config["teacher"] else self.teacher.network.state_dict()
 
     def _finish(self) -> dict[str, Any]:
-        values = scores(self.scored_net, self.archs, self.data, self.splits, self.settings.calibration_images)
+        calibration_images = self.settings.calibration_images
+        values = scores(self.scored_net, self.archs, self.data, self.splits, calibration_images, ranks=self.ranks)
         results = {
             "steps": self.step,
-            "seconds": round(self.seconds + time.perf_counter() - self._started, 1),
+            "seconds": round(self._spent(), 1),
             "subnets": final_scores(self.log, self.net.space, self.archs, values, self.splits),
             "splits": dict(self.data.sizes),
-            "calibration_images": self.settings.calibration_images,
+            "calibration_images": calibration_images,
             "peak_memory_mb": peak_memory_mb(self.device),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
-        curves(self.folder / METRICS, self.folder / "curves.png")
-        health(self.folder / METRICS, self.folder / "health.png")
+        if self.ranks.first:
+            curves(self.folder / METRICS, self.folder / "curves.png")
+            health(self.folder / METRICS, self.folder / "health.png")
         return results
-
-
-def _fold(seed: int, step: int) -> int:
-    """One 63-bit seed of two numbers."""
-    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> np.uint64(1))

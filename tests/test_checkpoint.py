@@ -6,6 +6,7 @@ import pickle
 import resource
 import subprocess
 import sys
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ import pytest
 import torch
 from tiny import tiny_space
 
-from supernet import load_subnet, load_supernet
+from supernet import checkpoint, load_subnet, load_supernet
 from supernet.build import make_data, open_run
 from supernet.calibrate import track_statistics
-from supernet.checkpoint import FORMAT, VERSION, load, save
+from supernet.checkpoint import FORMAT, VERSION, kept_files, load, newest_whole, save
 from supernet.errors import UserError
 from supernet.net import Supernet
 from supernet.runs import plain, write_json
@@ -33,7 +34,7 @@ def state(value: float = 1.0) -> dict[str, Any]:
 
 
 def test_round_trip_is_exact(tmp_path: Path) -> None:
-    path = tmp_path / "new folder" / "c.pt"
+    path = tmp_path / "c.pt"
     wanted = state()
     save(path, wanted)
     found = load(path)
@@ -70,6 +71,71 @@ def test_other_types_are_refused_before_anything_is_written(tmp_path: Path, bad:
     assert load(tmp_path / "c.pt") == {"step": 1}
     with pytest.raises(ValueError, match="format"):
         save(tmp_path / "c.pt", {"format": "mine"})
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_newest_files_are_kept_by_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    if not links:  # as on some network and memory card file systems
+
+        def refused(*names: Any) -> None:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr("os.link", refused)
+    path = tmp_path / "c.pt"
+    (tmp_path / "c-x.pt").touch()
+    for step in range(5):
+        save(path, {"step": step}, keep=3)
+    assert [(file.name, load(file)["step"]) for file in kept_files(path)] == [("c.pt", 4), ("c-1.pt", 3), ("c-2.pt", 2)]
+    save(path, {"step": 5})
+    assert [load(file)["step"] for file in kept_files(path)] == [5, 3, 2]
+    assert {file.name for file in tmp_path.iterdir()} == {"c.pt", "c-1.pt", "c-2.pt", "c-x.pt"}
+
+
+def test_the_newest_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.pt"
+    with pytest.raises(UserError, match="does not exist"):
+        newest_whole(path)
+    for step in range(3):
+        save(path, {"step": step, "w": torch.arange(100.0)}, keep=3)
+    for name, data in (("c.pt", path.read_bytes()[:-9]), ("c-1.pt", b"")):
+        assert newest_whole(path).name == name
+        (tmp_path / name).write_bytes(data)
+    assert load(newest_whole(path))["step"] == 0
+    (tmp_path / "c-2.pt").unlink()
+    with pytest.raises(UserError, match=r"c\.pt is truncated"):
+        newest_whole(path)
+    path.write_bytes(b"\x80\x02")  # whole, as far as anyone can tell, but of somebody else
+    save(tmp_path / "c-1.pt", {"step": 1})
+    with pytest.raises(UserError, match="not made by this project"):
+        newest_whole(path)
+
+
+def test_what_the_disk_does_not_give_back_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "c.pt"
+    save(path, {"step": 1}, keep=2)
+    read = checkpoint._digest_of
+
+    def damaged(temporary: Path) -> bytes:
+        data = bytearray(temporary.read_bytes())
+        data[len(data) // 3] ^= 1
+        temporary.write_bytes(data)
+        return read(temporary)
+
+    monkeypatch.setattr(checkpoint, "_digest_of", damaged)
+    with pytest.raises(UserError, match="other bytes than were written"):
+        save(path, state(), keep=2)
+    assert load(path) == {"step": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["c.pt"]
+
+
+def test_files_that_unfold_to_more_than_they_are(tmp_path: Path) -> None:
+    """A gigabyte of zeros takes a megabyte when compressed; torch compresses nothing."""
+    path = tmp_path / "c.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("c/data.pkl", "w") as entry:
+        for _ in range(64):
+            entry.write(bytes(2**20))
+    with pytest.raises(UserError, match="damaged"):
+        load(path)
 
 
 def test_truncated_files_are_refused_at_every_length(tmp_path: Path) -> None:

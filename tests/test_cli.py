@@ -168,7 +168,7 @@ def test_failures_of_the_run(session: Session, monkeypatch: pytest.MonkeyPatch) 
     assert session.error(run=fail(UserError("x"))) == "x (rank 3)"
 
 
-@pytest.mark.parametrize("bug", [ValueError("a bug"), OSError(5, "a bug"), KeyError("a bug"), TypeError("a bug")])
+@pytest.mark.parametrize("bug", [ValueError("a bug"), OSError(22, "a bug"), KeyError("a bug"), TypeError("a bug")])
 def test_bugs_keep_their_traceback(session: Session, bug: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     assert session(run=fail(bug)) == 1
     assert "Traceback" in session.err

@@ -46,7 +46,7 @@ def flexible(first: int, **rest: Any) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def module(monkeypatch: pytest.MonkeyPatch) -> None:
     """A module that counts as the project's own, with things that it defines and things that it imports."""
-    fake = types.ModuleType("supernet.fake_module")
+    fake = types.ModuleType("supernet.models.fake_module")
     for own in (Inner, Thing, flexible):
         monkeypatch.setattr(own, "__module__", fake.__name__)
         setattr(fake, own.__name__, own)
@@ -62,7 +62,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def build(where: str = "train", /, _name: str = "Thing", **params: Any) -> Any:
-    return construct({"_target_": f"supernet.fake_module.{_name}", **params}, where)
+    return construct({"_target_": f"supernet.models.fake_module.{_name}", **params}, where)
 
 
 def test_values_arrive_and_lists_become_tuples() -> None:
@@ -78,7 +78,7 @@ def test_values_arrive_and_lists_become_tuples() -> None:
 
 
 def test_nested_targets_and_partial() -> None:
-    node = {"_target_": "supernet.fake_module.Inner", "size": 5}
+    node = {"_target_": "supernet.models.fake_module.Inner", "size": 5}
     assert build(epochs=1, inner=node).values["inner"] == Inner(5)
     assert build(epochs=1, anything=[node]).values["anything"] == (Inner(5),)
     partial = construct({"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.5}, "optim")
@@ -90,7 +90,7 @@ def test_nested_targets_and_partial() -> None:
 
 
 def test_code_arguments_override_and_are_not_checked() -> None:
-    cfg = {"_target_": "supernet.fake_module.Thing", "epochs": "wrong type, but not used"}
+    cfg = {"_target_": "supernet.models.fake_module.Thing", "epochs": "wrong type, but not used"}
     assert construct(cfg, "train", epochs=2, rate="free").values["rate"] == "free"
     with pytest.raises(TypeError, match="no argument 'device'"):
         construct(cfg, "train", epochs=2, device="cpu")
@@ -103,21 +103,21 @@ def test_code_arguments_override_and_are_not_checked() -> None:
         "builtins.eval",
         "supernetwork.x",
         "supernet",
-        "supernet.fake_module.os.system",
-        "supernet.fake_module.system",
-        "supernet.fake_module.partial",
-        "supernet.fake_module.Path",
-        "supernet.fake_module._Private",
-        "supernet.fake_module.instance",
-        "supernet.fake_module.Thing.__init__",
-        "supernet.fake_module.__builtins__",
+        "supernet.models.fake_module.os.system",
+        "supernet.models.fake_module.system",
+        "supernet.models.fake_module.partial",
+        "supernet.models.fake_module.Path",
+        "supernet.models.fake_module._Private",
+        "supernet.models.fake_module.instance",
+        "supernet.models.fake_module.Thing.__init__",
+        "supernet.models.fake_module.__builtins__",
         "supernet.construct.importlib.import_module",
         "supernet.construct.importlib",
         "torch.optim.sgd.torch.load",
         "torch.optim.Optimizer.__class__",
         "torch.load",
         "supernet..os",
-        "supernet.fake_module.Thing ",
+        "supernet.models.fake_module.Thing ",
         None,
         3,
     ],
@@ -128,38 +128,45 @@ def test_everything_else_is_refused(target: Any) -> None:
 
 
 def test_construct_only_builds_what_is_allowed_at_every_depth() -> None:
-    inner = {"_target_": "supernet.fake_module.Inner", "size": 5}
-    config = {"_target_": "supernet.fake_module.Thing", "epochs": 1, "inner": inner, "anything": {"x": [[inner]]}}
-    thing = construct_only(config, "data", ("supernet.fake_module.",), flag=True)
+    inner = {"_target_": "supernet.models.fake_module.Inner", "size": 5}
+    config = {
+        "_target_": "supernet.models.fake_module.Thing",
+        "epochs": 1,
+        "inner": inner,
+        "anything": {"x": [[inner]]},
+    }
+    thing = construct_only(config, "data", ("supernet.models.fake_module.",), flag=True)
     assert thing.values["inner"] == Inner(5)
     assert thing.values["anything"] == {"x": ((Inner(5),),)}
     assert thing.values["flag"] is True
 
 
-@pytest.mark.parametrize("target", ["supernet.runs.write_json", "supernet.fake_modul.Thing", "os.system", "", None, 3])
+@pytest.mark.parametrize(
+    "target", ["supernet.runs.write_json", "supernet.models.fake_modul.Thing", "os.system", "", None, 3]
+)
 def test_construct_only_refuses_everything_else_before_it_calls_anything(target: Any, tmp_path: Path) -> None:
     victim = tmp_path / "victim.json"
     bad = {"_target_": target, "path": str(victim), "obj": 1}
-    good = {"_target_": "supernet.fake_module.Thing", "epochs": 1}
+    good = {"_target_": "supernet.models.fake_module.Thing", "epochs": 1}
     places: list[Any] = [bad, {**good, "anything": bad}, {**good, "inner": bad}, {**good, "unknown": bad}]
     places += [
         {**good, "anything": [{"x": (0, bad)}]},
-        {**good, "anything": {"_target_": "supernet.fake_module.flexible", "first": bad}},
+        {**good, "anything": {"_target_": "supernet.models.fake_module.flexible", "first": bad}},
     ]
     for config in places:
         with pytest.raises(UserError, match=r"^data.*_target_=.*not allowed"):
-            construct_only(config, "data", ("supernet.fake_module.", "supernet.data."))
-    for config in ([good], "supernet.fake_module.Thing", None):
+            construct_only(config, "data", ("supernet.models.fake_module.", "supernet.data."))
+    for config in ([good], "supernet.models.fake_module.Thing", None):
         with pytest.raises(UserError, match=r"^data: expected a mapping"):
-            construct_only(config, "data", ("supernet.fake_module.",))
+            construct_only(config, "data", ("supernet.models.fake_module.",))
     assert not victim.exists()
 
 
 def test_wrong_names_are_answered_with_near_ones() -> None:
     with pytest.raises(UserError, match="did you mean Thing"):
-        construct({"_target_": "supernet.fake_module.Thingy", "epochs": 1}, "data")
-    with pytest.raises(UserError, match=r"there is no module supernet\.nothing"):
-        construct({"_target_": "supernet.nothing.Thing"}, "data")
+        construct({"_target_": "supernet.models.fake_module.Thingy", "epochs": 1}, "data")
+    with pytest.raises(UserError, match=r"there is no module supernet\.models\.nothing"):
+        construct({"_target_": "supernet.models.nothing.Thing"}, "data")
     with pytest.raises(UserError, match=r"^train\.epoch: unknown name; did you mean epochs\?"):
         build(epoch=1)
     with pytest.raises(UserError, match=r"train\._convert_"):

@@ -83,6 +83,14 @@ def test_frozen_inputs_and_weights_get_no_gradient() -> None:
     assert weight.grad is not None
 
 
+def test_an_empty_batch_gives_zeros() -> None:
+    x, weight = inputs(9, "contiguous")
+    weight = weight.clone().requires_grad_()
+    depthwise_conv2d(x[:0], weight, (1, 1), (3, 3), (1, 1)).sum().backward()
+    assert weight.grad is not None
+    assert not weight.grad.any()
+
+
 @pytest.mark.skipif(depthwise.CAPABILITY not in ("AVX512", "AVX2"), reason="another processor")
 def test_it_stands_in_where_pytorchs_is_slow() -> None:
     x, weight = inputs(9, "channels_last", torch.float32)

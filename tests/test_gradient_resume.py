@@ -79,7 +79,7 @@ def test_interrupted_and_resumed(
     assert state_of(folder)["step"] == step
     assert not (folder / "results.json").exists()
     text = (folder / "log.txt").read_text()
-    assert "interrupted, saved. To go on:" in text
+    assert "interrupted; what was scored and learned is saved. To go on:" in text
     assert f"resume={folder}" in text
     run(tmp_path, kind, "resume=auto")
     assert_same_search(folder, undisturbed[kind])

@@ -47,17 +47,17 @@ class Half:
     def flush(self):
         self.file.flush()
 
-def counted(path, write, original=runs.write_atomic):
+def counted(path, write, *ready, original=runs.write_atomic):
     global written
     if path.name != "checkpoint.pt":
-        return original(path, write)
+        return original(path, write, *ready)
     written += 1
     if written == count and place == "bytes":
         size = path.stat().st_size
-        return original(path, lambda file: write(Half(file, size)))
+        return original(path, lambda file: write(Half(file, size)), *ready)
     if written == count and place == "rename":
         os.replace = lambda *names: die()
-    original(path, write)
+    original(path, write, *ready)
     if written == count and place == "interrupt":
         threading.Timer(delay, die, [signal.SIGINT]).start()
 
@@ -134,6 +134,7 @@ def test_a_run_killed_anywhere_and_resumed_ends_like_one_that_was_not(tmp_path: 
         raise AssertionError(f"{where}: {error}") from error
 
 
+@pytest.mark.exhaustive  # tests/faults do the same in forked processes
 @pytest.mark.parametrize("place", ["bytes", "rename", "interrupt"])
 def test_a_run_ended_around_a_checkpoint_and_resumed_ends_alike(tmp_path: Path, whole: Path, place: str) -> None:
     code = 130 if place == "interrupt" else -signal.SIGKILL

@@ -163,6 +163,7 @@ def job(root: Path, net: Supernet, **settings: Any) -> Job:
         "calibration_images": 32,
         "ranks": ALONE,
         "root": root / "search",
+        "setup": lambda: {"weights": "w", "data": {}},
     }
     return cast(Job, SimpleNamespace(**parts))
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny import big_space, tiny_space
+from tiny_run import tiny_config
 from torch import Tensor
 
 from supernet import checkpoint
@@ -24,6 +25,7 @@ from supernet.distill import HardLabels
 from supernet.errors import UserError
 from supernet.export import export, load_subnet
 from supernet.init import initialise
+from supernet.job import main
 from supernet.net import Supernet
 from supernet.observers import SlotGradients
 from supernet.optim import parameter_groups, zero_gradients
@@ -362,3 +364,11 @@ def test_a_subnet_of_a_group_is_exported(tmp_path: Path) -> None:
     assert differences == {"calibrated": 0.0, "supernet": 0.0}
     x = net.resize(images, FOUR[1])
     assert torch.equal(load_subnet(tmp_path / "out")(x), subnet(x))
+
+
+def test_members_rest_under_the_shipped_optimizer(tmp_path: Path) -> None:
+    """A member that trains for the first time has no momentum yet, and the stem that all share has some."""
+    groups = ("sharing=groups", "sharing.groups=4", "sharing.shared=[stem]", "sampler=uniform", "sampler.num_random=1")
+    config = tiny_config(tmp_path, *groups, "train.epochs=1")
+    assert config["optim"]["fused"] is True
+    assert 0.0 <= main(config) <= 100.0

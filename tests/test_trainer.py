@@ -31,7 +31,7 @@ from supernet.setup import make_net, with_defaults
 
 CPU = torch.device("cpu")
 FILES = {"config.json", "environment.json", "splits.json", "metrics.jsonl", "metrics.csv", "log.txt"}
-FILES |= {"checkpoint.pt", "best.pt", "results.json", "curves.png", "health.png", ".lock"}
+FILES |= {"checkpoint.pt", "checkpoint-1.pt", "best.pt", "results.json", "curves.png", "health.png", ".lock"}
 
 
 @pytest.fixture(scope="module", autouse=True)

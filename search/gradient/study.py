@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from search.begun import STATE, TRIALS
-from search.conclude import about, conclude, describe, resume_command, row
+from search.conclude import about, conclude, describe, row
 from search.evaluator import SupernetEvaluator
 from search.finish import rescore, ship
 from search.fresh import SUPERNET, save_weights
@@ -20,6 +20,7 @@ from search.gradient.search import GradientSearch
 from search.gradient.trace import TRACE
 from search.history import History
 from search.job import Job
+from search.rescue import saying_how_to_go_on
 from search.study import Outcome, write_report
 from supernet.errors import UserError
 from supernet.log import RunLog
@@ -46,11 +47,8 @@ def run_gradient(job: Job, name: str) -> float:
         log.say(f"folder: {folder}")
         if left := [measure for measure in job.budget.windows if measure == "memory_mb"]:
             log.say(f"note: {left[0]} is no sum over layers: the decoded subnet meets it, the loss does not know of it")
-        try:
+        with saying_how_to_go_on(folder, log):
             return _search(job, settings, name, folder, log)
-        except KeyboardInterrupt:
-            log.say(f"interrupted, saved. To go on: {resume_command(folder)}")
-            raise
 
 
 def _settings(job: Job) -> GradientSearch:

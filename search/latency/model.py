@@ -6,6 +6,7 @@ independent choices, because the sum is linear in one-hot genes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -88,16 +89,33 @@ class LatencyModel:
         data = read_json(path)
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise UserError(f"latency={path}: not a latency model; make one with `python search.py mode=latency`")
-        if data["space"] != space.name:
+        try:
+            return _loaded(path, data, space)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise UserError(
-                f"latency={path}: made for space {data['space']!r}, this one is {space.name!r}; "
-                f"make one with `python search.py mode=latency space={space.name}`"
-            )
-        kept = _kept_options(path, data["genes"], space)
-        positions = {gene.name: i for i, gene in enumerate(space.genes)}
-        factors = [_factor(entry, kept, positions) for entry in data["factors"]]
-        _check_probes(path, data["probes"], space)
-        return LatencyModel(space, Additive(space, factors, data["offset_ms"]), data["info"])
+                f"latency={path}: damaged ({type(error).__name__}: {error}); make one with `python search.py "
+                "mode=latency`"
+            ) from None
+
+
+def _loaded(path: Path, data: Mapping[str, Any], space: Space) -> LatencyModel:
+    """Raises UserError for another space, and whatever reading wrong JSON raises."""
+    if data["space"] != space.name:
+        raise UserError(
+            f"latency={path}: made for space {data['space']!r}, this one is {space.name!r}; "
+            f"make one with `python search.py mode=latency space={space.name}`"
+        )
+    kept = _kept_options(path, data["genes"], space)
+    positions = {gene.name: i for i, gene in enumerate(space.genes)}
+    factors = [_factor(entry, kept, positions) for entry in data["factors"]]
+    if not all(math.isfinite(ms) for factor in factors for ms in factor.table.flat):
+        raise ValueError("a latency is not a number")
+    if type(data["offset_ms"]) not in (int, float) or not math.isfinite(data["offset_ms"]):
+        raise ValueError(f"offset_ms is {data['offset_ms']!r}")
+    if not isinstance(data["info"], dict):
+        raise TypeError("info is no mapping")
+    _check_probes(path, data["probes"], space)
+    return LatencyModel(space, Additive(space, factors, data["offset_ms"]), data["info"])
 
 
 def figures(predicted: NDArray[np.float64], measured: NDArray[np.float64]) -> dict[str, float]:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from supernet.distributed import ALONE, Ranks
 from supernet.errors import UserError
 
 SPLITS = ("train", "val", "search", "test")
@@ -57,11 +58,15 @@ class Data(Protocol):
         """Number of training batches in an epoch."""
         ...
 
-    def train(self, epoch: int, first_batch: int = 0, order: Tensor | None = None) -> Iterator[Batch]:
+    def train(
+        self, epoch: int, first_batch: int = 0, order: Tensor | None = None, ranks: Ranks = ALONE
+    ) -> Iterator[Batch]:
         """Training batches of one epoch, from batch number `first_batch` on; a function of (seed, epoch, order).
 
         `order`: positions in the training split in the order of their visits, int64 `[N]` on the CPU, N the number
         of training images; a position may come several times, augmented anew each time. None: `epoch_order`.
+        `ranks`: of several processes each gets its `Ranks.share` of every batch; all of them together get the images,
+        augmented alike, that one process alone would.
         """
         ...
 

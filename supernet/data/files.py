@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,11 +78,25 @@ def read_image(path: Path) -> Image.Image:
 
 @contextmanager
 def unreadable(path: Path) -> Iterator[None]:
-    """Turn what Pillow raises for a damaged file into a UserError naming it."""
+    """Turn what Pillow raises for a damaged or huge file into a UserError naming it.
+
+    Images of more than Pillow's `MAX_IMAGE_PIXELS` (89 million) are refused before they are decoded. Its remarks about
+    metadata, which nothing here uses, are not shown.
+    """
     try:
-        yield
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as an image ({error}): replace or remove it") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders of damaged files raise almost anything
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
+        reason = reason.replace(f" {str(path)!r}", "")
+        raise UserError(
+            f"{path} cannot be read as an image ({' '.join(reason.split())}): replace it, or leave it out with "
+            "data.on_bad_image=skip (+data.on_bad_image=skip when resuming)"
+        ) from error
 
 
 def _subfolders(folder: Path) -> tuple[str, ...]:

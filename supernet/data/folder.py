@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -50,16 +50,17 @@ def load(
     num_workers: int | None = None,
     prefetch_factor: int = 4,
     cache_limit_mb: int = 4096,
+    on_bad_image: str = "stop",
 ) -> StreamData:
     """Find the images and their classes, split them, and build their transforms (pixels are RGB).
 
     Training images are random crops of `crop_scale` of the area, resized to `size`; test images are the
     central `size` pixels after their short side was resized to `test_resize` (default size × 256/224).
-    `auto_augment` names a policy applied after crop and flip, see `policies.augmentation_policy`.
-    `augment_on` says who flips and applies the policy: the worker processes, or the device, to whole batches; the draws
-    are the same, interpolated pixels differ a little. `fast_decode` makes training images faster than exactly as
-    Pillow does, see `transforms.RandomCrop`. `test_fraction` is held out as the test set only if `root` has none; see
-    `files.find_splits`.
+    `auto_augment` names a policy applied after crop and flip, see `policies.augmentation_policy`. `augment_on` says who
+    flips and applies it: the worker processes, or the device, to whole batches; the draws are the same, interpolated
+    pixels differ a little. `fast_decode`: see `transforms.RandomCrop`. `test_fraction` is held out as the test set only
+    if `root` has none, see `files.find_splits`. `on_bad_image`: at an unreadable file "stop" raises UserError, "skip"
+    takes another image of the split, see `StreamData`.
 
     Raises UserError for a bad value, or naming the folder that is missing or empty.
     """
@@ -79,26 +80,14 @@ def load(
     check_held_out(val_fraction, search_fraction, test_fraction)
     check_int("data.size", size, minimum=1)
     short_side = round(size * 256 / 224) if test_resize is None else check_int("data.test_resize", test_resize, size)
-    _check_statistics(mean, std)
-    for key, value in (("flip", flip), ("fast_decode", fast_decode)):
-        if not isinstance(value, bool):
-            raise UserError(f"data.{key}={value!r} is not valid: give true or false")
-    if augment_on not in ("workers", "device"):
-        raise UserError(f"data.augment_on={augment_on!r} is not valid: choose workers or device")
+    mean, std = _statistics(mean, std)
+    _check_choices({"flip": flip, "fast_decode": fast_decode, "on_bad_image": on_bad_image, "augment_on": augment_on})
     draws = Draws(flip, auto_augment, size, mean) if augment_on == "device" else None
     train_transform = RandomCrop(size, crop_scale, flip, auto_augment, mean, draws=draws, fast=fast_decode)
     fractions = {"val": val_fraction, "search": search_fraction}
     classes, splits, made = find_splits(Path(root).expanduser(), fractions, test_fraction, settings.split_seed)
-    info = DataInfo(
-        name=name,
-        num_classes=len(classes),
-        class_names=classes,
-        channels=3,
-        size=size,
-        mean=tuple(mean),
-        std=tuple(std),
-        resolution=check_resolutions(settings.resolution),
-    )
+    sides = check_resolutions(settings.resolution)
+    info = DataInfo(name, len(classes), classes, channels=3, size=size, mean=mean, std=std, resolution=sides)
     return StreamData(
         splits,
         made,
@@ -110,11 +99,22 @@ def load(
         num_workers=num_workers,
         prefetch_factor=prefetch_factor,
         cache_limit_mb=cache_limit_mb,
+        skip_bad=on_bad_image == "skip",
     )
 
 
-def _check_statistics(mean: Sequence[float], std: Sequence[float]) -> None:
+def _check_choices(options: Mapping[str, bool | str]) -> None:
+    known = {"on_bad_image": ("stop", "skip"), "augment_on": ("workers", "device")}
+    for key, value in options.items():
+        if key in known and value not in known[key]:
+            raise UserError(f"data.{key}={value!r} is not valid: choose {' or '.join(known[key])}")
+        if key not in known and not isinstance(value, bool):
+            raise UserError(f"data.{key}={value!r} is not valid: give true or false")
+
+
+def _statistics(mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise UserError(
             f"data.mean={list(mean)} and data.std={list(std)} are not valid: give three numbers each, std above 0"
         )
+    return tuple(mean), tuple(std)

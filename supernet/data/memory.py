@@ -26,6 +26,7 @@ from supernet.data.base import (
     resize,
 )
 from supernet.data.splits import fingerprint, shuffled, stratified
+from supernet.distributed import ALONE, Ranks
 from supernet.errors import UserError
 
 
@@ -91,21 +92,25 @@ class MemoryData:
         """Number of training batches in an epoch; the incomplete last one is dropped."""
         return self.sizes["train"] // self._settings.batch_size
 
-    def train(self, epoch: int, first_batch: int = 0, order: Tensor | None = None) -> Iterator[Batch]:
+    def train(
+        self, epoch: int, first_batch: int = 0, order: Tensor | None = None, ranks: Ranks = ALONE
+    ) -> Iterator[Batch]:
         """Training batches of one epoch from number `first_batch` on; `order` as in `Data.train`.
 
         The order is a function of (seed, epoch) unless it is given, the augmentation of (seed, epoch, batch
-        number): a resumed epoch yields exactly the batches that the uninterrupted one would have.
+        number): a resumed epoch yields exactly the batches that the uninterrupted one would have. Whole batches are
+        augmented; of these each of `ranks` keeps its share.
         """
         images, targets = self._images["train"], self._targets["train"]
         size, seed = self._settings.batch_size, self._settings.seed
         order = epoch_order(len(images), seed, epoch) if order is None else checked_order(order, len(images))
-        order = order.to(images.device)
+        order, own = order.to(images.device), ranks.share(size)
         for batch in range(first_batch, self.steps_per_epoch()):
             index = order[batch * size : (batch + 1) * size]
             # 1 + batch: trailing zeros of a key do not count, and (seed, epoch) is the order's.
             rng = generator(seed, epoch, 1 + batch, device=images.device)
-            yield Batch(self._augment(images[index], self._normalise, rng), targets[index], index)
+            augmented = self._augment(images[index], self._normalise, rng)
+            yield Batch(augmented[own], targets[index[own]], index[own])
 
     def evaluation(self, split: str, resolution: int, limit: int | None = None) -> Sequence[tuple[Tensor, Tensor]]:
         """Batches (images `[B, C, R, R]`, targets `[B]`) without augmentation, resized once and then kept.

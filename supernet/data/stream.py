@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -30,21 +32,34 @@ from supernet.data.base import (
 from supernet.data.files import Files
 from supernet.data.operations import Operations, Row, batched
 from supernet.data.splits import fingerprint
-from supernet.data.workers import leave_signals_to_main, seeded_libraries, stop_signals_held, worker_count
+from supernet.data.workers import (
+    deaths_noticed_later,
+    leave_signals_to_main,
+    seeded_libraries,
+    stop_signals_held,
+    worker_count,
+)
+from supernet.distributed import ALONE, Ranks
 from supernet.errors import UserError
 
 Transform = Callable[[Path], tuple[Tensor, list[Row]]]
 Key = tuple[int, int, int]  # epoch, position in the split, visits of it earlier in the epoch
-Item = tuple[Tensor, int, int, list[Row]]  # uint8 image, target, position in the split, what the device is to do
+# uint8 image, target, position in the split, what the device is to do, why files before it could not be read
+Item = tuple[Tensor, int, int, list[Row], list[str]]
+INSTEAD = 8  # images tried in the place of an unreadable one
 
 
 class Loaded(NamedTuple):
-    """What a worker process makes of a batch: uint8 images `[B, 3, S, S]`, and int64 targets and positions `[B]`."""
+    """What a worker process makes of a batch: uint8 images `[B, 3, S, S]`, and int64 targets and positions `[B]`.
+
+    `skipped` holds a message for each file that could not be read.
+    """
 
     images: Tensor
     targets: Tensor
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, as in Batch
     operations: Operations | None
+    skipped: list[str]
 
 
 class StreamData:
@@ -56,6 +71,9 @@ class StreamData:
     `[3]`) is the colour that those operations bring in from outside. Each worker process makes whole batches,
     `prefetch_factor` of them ahead. Evaluation images are decoded once and kept on the device as uint8 while they fit
     into `cache_limit_mb` (MB, for all splits together), else decoded again at each pass.
+
+    An unreadable file raises UserError where it is needed. With `skip_bad`, another image of the split, drawn from
+    (seed, position), takes its place, and a warning on stderr names the file when it is met for the first time.
 
     Raises UserError if a batch does not fit the training split, or for a bad value.
     """
@@ -73,6 +91,7 @@ class StreamData:
         num_workers: int | None = None,
         prefetch_factor: int = 4,
         cache_limit_mb: int = 4096,
+        skip_bad: bool = False,
     ) -> None:
         self.info = info
         self.sizes: Mapping[str, int] = {split: len(splits[split]) for split in SPLITS}
@@ -86,26 +105,29 @@ class StreamData:
         self._fill = self._send(torch.zeros(3, dtype=torch.uint8) if fill is None else fill)
         self._normalise = Normalise(info.mean, info.std, self._device)
         self._test_transform = test_transform
+        self._skip_bad = skip_bad
+        self._bad: set[str] = set()
         self._cache: dict[tuple[str, int], Tensor] = {}
         self._cache_left = cache_limit_mb * 2**20
         self._keys = _EpochKeys(self.sizes["train"], settings)
-        self._train_loader = self._loader(
-            _Images(splits["train"], train_transform, settings.seed), self._keys, persistent=True
-        )
+        self._train_loader = self._loader(self._images("train", train_transform), self._keys, persistent=True)
 
     def steps_per_epoch(self) -> int:
         """Number of training batches in an epoch; the incomplete last one is dropped."""
         return self.sizes["train"] // self._settings.batch_size
 
-    def train(self, epoch: int, first_batch: int = 0, order: Tensor | None = None) -> Iterator[Batch]:
+    def train(
+        self, epoch: int, first_batch: int = 0, order: Tensor | None = None, ranks: Ranks = ALONE
+    ) -> Iterator[Batch]:
         """Training batches of one epoch from number `first_batch` on; `order` as in `Data.train`.
 
         The order is a function of (seed, epoch) unless it is given, an image's augmentation of (seed, epoch,
         index, earlier visits in the order): a resumed epoch yields exactly the batches that the uninterrupted
-        one would have. One epoch at a time: the workers serve the latest call.
+        one would have. Each of `ranks` decodes its share of every batch. One epoch at a time: the workers serve the
+        latest call.
         """
-        self._keys.start(epoch, first_batch, order)
-        yield from prepared_ahead(_batches_of(self._train_loader), self._prepare, self._device)
+        self._keys.start(epoch, first_batch, order, ranks)
+        yield from prepared_ahead(self._batches_of(self._train_loader), self._prepare, self._device)
 
     def evaluation(self, split: str, resolution: int, limit: int | None = None) -> Sequence[tuple[Tensor, Tensor]]:
         """Batches (images `[B, 3, R, R]`, targets `[B]`) of a split, resized when they are used.
@@ -184,10 +206,32 @@ class StreamData:
         return images
 
     def _decode(self, split: str, chunks: Sequence[slice]) -> Iterator[tuple[Tensor, Tensor]]:
-        dataset = _Images(self._splits[split], self._test_transform, self._settings.seed)
+        dataset = self._images(split, self._test_transform)
         keys = [[(0, position, 0) for position in range(c.start, c.stop)] for c in chunks]
-        for loaded in _batches_of(self._loader(dataset, keys, persistent=False)):
+        for loaded in self._batches_of(self._loader(dataset, keys, persistent=False)):
             yield self._send(loaded.images), self._send(loaded.targets)
+
+    def _images(self, split: str, transform: Transform) -> _Images:
+        return _Images(self._splits[split], transform, self._settings.seed, INSTEAD if self._skip_bad else 0)
+
+    def _batches_of(self, loader: DataLoader[Item | str]) -> Iterator[Loaded]:
+        """The loader's batches; UserError if one is a message from a worker process, RuntimeError if one has ended."""
+        for batch in _received(_start(loader)):
+            if isinstance(batch, str):
+                break
+            for message in batch.skipped:
+                self._warn_once(message)
+            yield batch
+        else:
+            return
+        # Raised outside the loop, so that the traceback does not keep the workers of this pass alive.
+        raise UserError(batch)
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._bad:
+            self._bad.add(message)
+            line = f"warning: {message.partition(': replace it')[0]}: skipped, {len(self._bad)} so far"
+            print(line, file=sys.stderr, flush=True)
 
     def _finish(self, side: int, images: Tensor) -> Tensor:
         return resize(self._normalise(images), side)
@@ -220,9 +264,10 @@ class _EpochKeys:
         self._size, self._seed = settings.batch_size, settings.seed
         self._epoch = self._first_batch = 0
         self._order: Tensor | None = None
+        self._own = slice(0, self._size)  # of every batch
 
-    def start(self, epoch: int, first_batch: int, order: Tensor | None) -> None:
-        self._epoch, self._first_batch = epoch, first_batch
+    def start(self, epoch: int, first_batch: int, order: Tensor | None, ranks: Ranks) -> None:
+        self._epoch, self._first_batch, self._own = epoch, first_batch, ranks.share(self._size)
         self._order = None if order is None else checked_order(order, self._num_images)
 
     def __len__(self) -> int:
@@ -233,7 +278,7 @@ class _EpochKeys:
         order = epoch_order(self._num_images, self._seed, epoch) if order is None else order
         positions, earlier = order.tolist(), _earlier_visits(order).tolist()
         for batch in range(first, self._num_images // size):
-            chosen = slice(batch * size, (batch + 1) * size)
+            chosen = slice(batch * size + self._own.start, batch * size + self._own.stop)
             yield [(epoch, *key) for key in zip(positions[chosen], earlier[chosen], strict=True)]
 
 
@@ -247,22 +292,31 @@ def _earlier_visits(order: Tensor) -> Tensor:
 class _Images(Dataset[Item | str]):
     """Decodes and transforms one image at a time.
 
-    An unreadable file yields the message for the user in place of the image: as an exception it would
-    arrive from the worker process wrapped in a traceback.
+    In place of an unreadable file, up to `instead` others are tried, the same ones at every visit. If none can be read,
+    the item is the message for the user: as an exception it would arrive from the worker wrapped in a traceback.
     """
 
-    def __init__(self, files: Files, transform: Transform, seed: int) -> None:
-        self._files, self._transform, self._seed = files, transform, seed
+    def __init__(self, files: Files, transform: Transform, seed: int, instead: int = 0) -> None:
+        self._files, self._transform, self._seed, self._instead = files, transform, seed, instead
 
     def __getitem__(self, key: Key) -> Item | str:
         epoch, position, earlier = key
         again = (earlier,) if earlier else ()  # first visits draw the same numbers in every order
-        try:
-            with seeded_libraries(self._seed, epoch, 1 + position, *again):
-                image, rows = self._transform(self._files.root / self._files.names[position])
-        except UserError as error:
-            return str(error)
-        return image, self._files.targets[position], position, rows
+        skipped: list[str] = []
+        for place in self._candidates(position):
+            try:
+                with seeded_libraries(self._seed, epoch, 1 + place, *again):
+                    image, rows = self._transform(self._files.root / self._files.names[place])
+                return image, self._files.targets[place], place, rows, skipped
+            except UserError as error:
+                skipped.append(str(error))
+        return skipped[0] if not self._instead else f"{skipped[0]} (tried, as were {self._instead} others in its place)"
+
+    def _candidates(self, position: int) -> Iterator[int]:
+        yield position
+        if self._instead:
+            rng = np.random.default_rng((self._seed, position))
+            yield from rng.integers(len(self._files), size=self._instead).tolist()
 
 
 class _Batches(Sequence[tuple[Tensor, Tensor]]):
@@ -320,23 +374,20 @@ def _collate(items: list[Item | str]) -> Loaded | str:
         if isinstance(item, str):
             return item
         images.append(item)
-    lists = [rows for *_, rows in images]
+    lists = [item[3] for item in images]
     pixels, targets, index = default_collate([item[:3] for item in images])
-    return Loaded(pixels, targets, index, batched(lists) if any(lists) else None)
-
-
-def _batches_of(loader: DataLoader[Item | str]) -> Iterator[Loaded]:
-    """The loader's batches; UserError if one is a message from a worker process."""
-    for batch in _start(loader):
-        if isinstance(batch, str):
-            break
-        yield batch
-    else:
-        return
-    # Raised outside the loop, so that the traceback does not keep the workers of this pass alive.
-    raise UserError(batch)
+    skipped = [message for item in images for message in item[4]]
+    return Loaded(pixels, targets, index, batched(lists) if any(lists) else None, skipped)
 
 
 def _start(loader: DataLoader[Item | str]) -> Iterator[Any]:
-    with stop_signals_held():
+    with stop_signals_held(), deaths_noticed_later():
         return iter(loader)
+
+
+def _received(batches: Iterator[Any]) -> Iterator[Any]:
+    """What the worker processes send; torch's words for all that the end of one of them looks like."""
+    try:
+        yield from batches
+    except (ConnectionError, EOFError, FileNotFoundError) as error:  # of the sockets that hand memory over
+        raise RuntimeError("a DataLoader worker exited unexpectedly") from error

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from supernet.data.base import check_int
+from supernet.interrupt import NOTICES
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, *NOTICES)
 
 
 def worker_count(num_workers: int | None) -> int:
@@ -27,7 +28,7 @@ def worker_count(num_workers: int | None) -> int:
 
 
 def leave_signals_to_main(worker: int) -> None:
-    """Let Ctrl-C and SIGTERM stop the main process only (a DataLoader's `worker_init_fn`).
+    """Let Ctrl-C, SIGTERM and SIGUSR1 stop the main process only (a DataLoader's `worker_init_fn`).
 
     Terminals and job schedulers signal the whole process group, and the main process still needs its images to
     finish the step. A SIGTERM that the main process itself sends is obeyed: torch and multiprocessing end workers
@@ -38,7 +39,9 @@ def leave_signals_to_main(worker: int) -> None:
     if main is None:
         return
     if not hasattr(signal, "sigtimedwait"):  # macOS, Windows: nothing tells who sent a signal
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in STOP_SIGNALS:
+            if number != signal.SIGTERM:
+                signal.signal(number, signal.SIG_IGN)
         if hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         return
@@ -57,7 +60,7 @@ def _obey_main(main: int | None, parent: int) -> None:
 
 @contextmanager
 def stop_signals_held() -> Iterator[None]:
-    """Deliver Ctrl-C and SIGTERM only when this context ends; processes started inside begin with them held back.
+    """Deliver `STOP_SIGNALS` only when this context ends; processes started inside begin with them held back.
 
     Otherwise a signal could end a worker before `leave_signals_to_main` runs in it.
     """
@@ -69,6 +72,24 @@ def stop_signals_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def deaths_noticed_later() -> Iterator[None]:
+    """Take back what torch does about ended child processes when loaders are started inside.
+
+    Its handler of SIGCHLD raises an exception wherever the main process is then: in the middle of a checkpoint, say, or
+    where exceptions are ignored. Without it a worker's end is noticed when its images are asked for.
+    """
+    number = getattr(signal, "SIGCHLD", None)
+    if number is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(number)
+    try:
+        yield
+    finally:
+        signal.signal(number, signal.SIG_DFL if before is None else before)
 
 
 @contextmanager

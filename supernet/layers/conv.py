@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from supernet.layers.depthwise import Pair, depthwise_conv2d, slow_gradient
 from supernet.layers.kernel_transform import KernelTransformConv2d
+from supernet.layers.synchronised import is_synchronised, whole_batch_norm
 from supernet.slicing import slice_weight, take
 from supernet.specs import ConvSpec, LinearSpec, SoftConvSpec, SoftLinearSpec
 
@@ -41,7 +42,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 def conv2d(layer: nn.Conv2d, x: Tensor, spec: ConvSpec | None) -> Tensor:
     """[B, C, S, S] -> [B, C', S', S'] with the slice of the layer's weights that `spec` asks for."""
     if spec is None:
-        if layer.bias is None and slow_gradient(x, layer.weight, layer.groups):
+        watched = layer._forward_hooks or layer._forward_pre_hooks
+        if layer.bias is None and not watched and slow_gradient(x, layer.weight, layer.groups):
             return depthwise_conv2d(x, layer.weight, layer.stride, cast(Pair, layer.padding), layer.dilation)
         return layer(x)
     weight = conv_weight(layer, spec)
@@ -81,10 +83,13 @@ def leading_norm(layer: nn.BatchNorm2d, x: Tensor, count: int) -> Tensor:
 
     A supernet keeps no running statistics, because no subnet's would fit another: it always normalises with the
     batch's. A layer that holds some (a calibrated subnet, imported weights) uses them in eval mode.
+    Over several processes it can normalise with those of the whole batch, see `supernet.layers.synchronised`.
     """
     channels = (count,)
     scale = take(layer.weight, channels) if layer.affine else None
     shift = take(layer.bias, channels) if layer.affine else None
+    if layer.training and is_synchronised(layer):
+        return whole_batch_norm(x, scale, shift, layer.eps)
     if layer.training or layer.running_mean is None or layer.running_var is None:
         return F.batch_norm(x, None, None, scale, shift, training=True, eps=layer.eps)
     mean, var = take(layer.running_mean, channels), take(layer.running_var, channels)

@@ -52,6 +52,8 @@ def depthwise_weight_gradient(
     dY in which stride s and dilation d have changed places.
     """
     batch, channels, height, width = x.shape
+    if not batch:
+        return x.new_zeros(channels, 1, *kernel)
     if _one_by_one(x, out_gradient):
         # Views in channels_last: nothing is copied.
         parts = [

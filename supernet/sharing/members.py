@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from supernet.distributed import ALONE, Ranks
 from supernet.init import Init, ZeroGamma, initialise
 from supernet.net import Supernet
 from supernet.sharing.grouped import GroupedSupernet
@@ -104,12 +105,14 @@ class Resting:
 class MemberGradients:
     """`SlotGradients` of the member that a slot's subnet lives in, by that member's own parameter names."""
 
-    def __init__(self, net: AnySupernet, on_gradients: OnGradients, chosen: Callable[[Slot], bool]) -> None:
+    def __init__(
+        self, net: AnySupernet, on_gradients: OnGradients, chosen: Callable[[Slot], bool], ranks: Ranks = ALONE
+    ) -> None:
         from supernet.observers import SlotGradients
 
         self._net = net
         self._observers: dict[nn.Module, Observer] = {
-            member: SlotGradients(member.net, on_gradients, chosen) for member in members_of(net)
+            member: SlotGradients(member.net, on_gradients, chosen, ranks) for member in members_of(net)
         }
 
     def before(self, slot: Slot) -> None:

@@ -1,0 +1,136 @@
+"""No code from files, no shells, no secrets on the disk: see docs/security.md."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tiny_run import REPOSITORY, only_run, tiny_config
+
+from search import conclude, runner
+from search.conclude import begun_command, resume_command
+from supernet import job
+from supernet.errors import UserError
+from supernet.runs import config_dir, read_json
+
+PACKAGES = ("supernet", "search")
+SUBPROCESSES = {"supernet/runs.py": "git", "search/latency/timing.py": "nvidia-smi"}
+# Whatever runs what it is given, or reads a format that can.
+FORBIDDEN = {
+    *("eval", "exec", "compile", "__import__", "os.system", "os.popen", "os.execv", "os.spawnl"),
+    *("pickle.load", "pickle.loads", "marshal.loads", "shelve.open", "joblib.load", "torch.hub.load", "numpy.load"),
+    *("np.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "hydra.utils.instantiate", "runpy.run_path"),
+    *(
+        "subprocess.call",
+        "subprocess.Popen",
+        "subprocess.check_output",
+        "subprocess.getoutput",
+        "shutil.unpack_archive",
+    ),
+}
+
+
+def calls() -> Iterator[tuple[str, str, ast.Call]]:
+    """File, dotted name and node of every call in the packages."""
+    for package in PACKAGES:
+        for path in sorted((REPOSITORY / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call):
+                    yield path.relative_to(REPOSITORY).as_posix(), ast.unparse(node.func), node
+
+
+def test_nothing_that_is_read_is_run() -> None:
+    found = [(file, name) for file, name, _ in calls()]
+    assert len(found) > 1000
+    assert not [(file, name) for file, name in found if name in FORBIDDEN]
+
+
+def test_checkpoints_are_read_as_weights_only() -> None:
+    loads = [(file, node) for file, name, node in calls() if name == "torch.load"]
+    assert {file for file, _ in loads} == {"supernet/checkpoint.py", "supernet/pretrained/files.py"}
+    for file, node in loads:
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        assert given.get("weights_only") == "True", file
+
+
+def test_other_programs_are_started_by_name_without_a_shell() -> None:
+    started = [(file, node) for file, name, node in calls() if name == "subprocess.run"]
+    assert {file for file, _ in started} == set(SUBPROCESSES)
+    for file, node in started:
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        assert "shell" not in given, file
+        assert "timeout" in given, file
+        text = (REPOSITORY / file).read_text(encoding="utf-8")
+        assert re.search(rf'command = \["{SUBPROCESSES[file]}", ', text), f"{file}: a list, its program a constant"
+
+
+SECRETS = {f"NAME_{number}": f"s3cr3t-{number}-xyzzy" for number in range(6)}
+IN_ENVIRONMENT = dict(
+    zip(("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD"), SECRETS.values(), strict=False)
+)
+ON_COMMAND_LINE = (
+    f"+hydra.job.env_set.WANDB_API_KEY={SECRETS['NAME_4']}",
+    f"+hydra.job.env_set={{HF_TOKEN: {SECRETS['NAME_5']}}}",
+)
+
+
+def test_no_secret_reaches_the_disk_or_the_screen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A training run, and an interrupted search of it, with secrets in the environment and in what was typed."""
+    for name, value in IN_ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["train.py", "train.epochs=1", *ON_COMMAND_LINE])
+    job.main(tiny_config(tmp_path, "train.epochs=1"))
+    run = only_run(tmp_path)
+    config = search_config(run)
+    monkeypatch.setattr(sys, "argv", ["search.py", f"checkpoint={run}", "data.eval_batch_size=64", *ON_COMMAND_LINE])
+    with monkeypatch.context() as patch:
+        patch.setattr("search.study.ship", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            runner.main(config)
+    runner.main({**config, "resume": "auto"})
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"environment.json", "checkpoint.pt", "log.txt", "trials.jsonl", "report.md"} <= {
+        path.name for path in files
+    }
+    printed = capfd.readouterr()
+    texts = {str(path): path.read_bytes() for path in files} | {"screen": (printed.out + printed.err).encode()}
+    found = [(where, value) for where, text in texts.items() for value in SECRETS.values() if value.encode() in text]
+    assert not found
+    # What was typed is there, but for the values.
+    argv = read_json(run / "environment.json")["argv"]
+    assert argv[1] == "train.epochs=1"
+    assert argv[2] == "+hydra.job.env_set.WANDB_API_KEY=***"
+    for command in (resume_command(run), begun_command(run)):
+        assert "s3cr3t" not in command
+    assert "data.eval_batch_size=64" in conclude._data_overrides()
+
+
+def interrupt(*given: object) -> None:
+    raise KeyboardInterrupt
+
+
+def search_config(run: Path) -> dict[str, object]:
+    """A small search of `run`, as `search.py` would compose it."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    words = [f"checkpoint={run}", f"runs_dir={run.parent.parent}", "evaluations=4", "finalists=1", "device=cpu"]
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        composed = compose("search", [*words, "constraint.macs=1.0", "eval_batch=null"])
+    plain = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def test_a_setting_of_the_logger_that_does_not_exist_is_not_stored(tmp_path: Path) -> None:
+    """A key of an account, say: every setting is written to the run folder."""
+    with pytest.raises(UserError, match=r"logger\.api_key: unknown name") as caught:
+        job.main(tiny_config(tmp_path, "+logger.api_key=s3cr3t"))
+    assert "s3cr3t" not in str(caught.value)
+    assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
