@@ -215,6 +215,8 @@ def disturb(program: Program, whole: Path, kills: int, rng: np.random.Generator,
             done = max(first, int(process.marks[DONE]))
         if code == 0:
             print(f"{program.kind}: finished", flush=True)
+            if hit and hit[1] != "report":  # there it may have been a moment too late
+                tally.problems.append(f"{hit[0].name} in {hit[1]} was ignored")
             found = finished(program, whole)
             tally.problems += program.differences(found, whole)
             tally.equal &= not tally.problems
@@ -275,6 +277,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells make what runs in the background ignore it
     rng, half = np.random.default_rng(given.seed), max(1, given.kills // 2)
     epochs, evaluations = max(8, round(0.7 * half)), min(150, max(25, 2 * half))
     tallies, began = {}, time.time()

@@ -140,7 +140,7 @@ def test_nobody_uses_the_global_generators(path: Path) -> None:
     Initial weights are drawn from torch's generator too, but inside `fork_rng`, which puts it back.
     """
     allowed = {
-        "supernet/trainer.py": {"torch.manual_seed"},
+        "supernet/shares.py": {"torch.manual_seed"},
         "supernet/data/draws.py": {"random"},  # draws what a library would, inside the seeds of `workers`
         "supernet/data/workers.py": {
             *("random", "np.random.seed", "np.random.get_state", "np.random.set_state"),

@@ -14,7 +14,9 @@ from tiny_run import REPOSITORY, only_run, tiny_config
 from search import conclude, runner
 from search.conclude import begun_command, resume_command
 from supernet import job
+from supernet.cli import entry
 from supernet.errors import UserError
+from supernet.log import RunLog
 from supernet.runs import config_dir, read_json
 
 PACKAGES = ("supernet", "search")
@@ -134,3 +136,47 @@ def test_a_setting_of_the_logger_that_does_not_exist_is_not_stored(tmp_path: Pat
         job.main(tiny_config(tmp_path, "+logger.api_key=s3cr3t"))
     assert "s3cr3t" not in str(caught.value)
     assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+
+
+RECIPES = {
+    "hydra.callbacks": "callbacks: {x: {_target_: os.mkdir, path: MADE}}",
+    "hydra.job.env_set": "job: {env_set: {PATH: MADE}}",
+    "hydra.launcher": "launcher: {_target_: os.abort}",
+    "hydra.sweeper": "sweeper: {_target_: os.abort}",
+    "hydra.job_logging.handlers": "job_logging: {version: 1, handlers: {x: {(): os.mkdir, path: MADE}}, root: {}}",
+}
+
+
+@pytest.mark.parametrize("key", RECIPES)
+@pytest.mark.parametrize("several", [False, True])
+def test_a_recipe_of_somebody_else_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], key: str, several: bool
+) -> None:
+    """Not through Hydra's own section either, which can name anything."""
+    made = tmp_path / "made"
+    recipe = tmp_path / "configs" / "recipe" / "theirs.yaml"
+    recipe.parent.mkdir(parents=True)
+    recipe.write_text(f"# @package _global_\nhydra:\n  {RECIPES[key].replace('MADE', str(made))}\n")
+    words = ["-cd", str(recipe.parent.parent), "recipe=theirs", f"runs_dir={tmp_path / 'runs'}", *["-m"] * several]
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    ran = []
+    with pytest.raises(SystemExit) as left:
+        entry("train", lambda config: ran.append(config) or 0.0)  # type: ignore[func-returns-value]
+    assert left.value.code == 2
+    assert not made.exists()
+    assert not ran
+    error = capfd.readouterr().err
+    assert error.startswith(f"error: {key}: not allowed here")
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.exhaustive
+def test_wandb_is_not_told_what_was_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setattr(sys, "argv", ["train.py", *ON_COMMAND_LINE])
+    monkeypatch.setenv("WANDB_API_KEY", SECRETS["NAME_0"])
+    with RunLog(tmp_path, wandb={"kind": "wandb", "mode": "offline", "config": {"seed": 1}}) as log:
+        log.record("train", 1, {"loss": 1.0})
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path for path in files if path.suffix == ".wandb"]
+    assert not [path for path in files if b"s3cr3t" in path.read_bytes()]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 from shared_training import differences, free_ports
@@ -46,14 +46,14 @@ def torchrun(*given: str, processes: int = 2) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), *given]
 
 
-def ended(process: subprocess.Popen[str], seconds: float = 240) -> tuple[int, str, str]:
-    try:
-        out, err = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGTERM)  # torchrun ends its processes
-        out, err = process.communicate(timeout=60)
-        raise AssertionError(f"too slow\n{out}\n{err}") from None
-    return process.returncode, out, err
+def ended(*processes: subprocess.Popen[str], seconds: float = 120) -> list[tuple[int, str, str]]:
+    """Exit code, stdout and stderr of programs that run at the same time."""
+    watch = threading.Timer(seconds, lambda: [process.terminate() for process in processes])  # torchrun ends its own
+    watch.start()
+    with ThreadPoolExecutor() as readers:
+        printed = list(readers.map(lambda process: process.communicate(), processes))
+    watch.cancel()
+    return [(process.returncode, out, err) for process, (out, err) in zip(processes, printed, strict=True)]
 
 
 def errors(err: str) -> list[str]:
@@ -80,7 +80,7 @@ def failing(folder: Path, place: str, *options: str) -> tuple[int, str, str]:
     script = folder / "failing.py"
     script.write_text(FAILING)
     argv = command(folder, *RUN, script=script)[1:]
-    return ended(start(*torchrun("--standalone", *options), *argv, "7", place))
+    return ended(start(*torchrun("--standalone", *options), *argv, "7", place))[0]
 
 
 def test_a_rank_killed_in_the_middle_restarts_and_finishes_with_the_same_weights(tmp_path: Path, whole: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_signal_to_any_rank_stops_all_at_the_same_step(tmp_path: Path, whole: 
     step = state_of(run)["step"]
     assert step in (8, 9)
     assert f"step {step} of 12 is saved" in out
-    code, out, err = ended(start(*torchrun("--standalone"), *command(tmp_path, *RUN)[1:]))
+    ((code, out, err),) = ended(start(*torchrun("--standalone"), *command(tmp_path, *RUN)[1:]))
     assert code == 0, err
     assert f"resumed {run} at step {step} of 12" in out
     assert_close(run, whole)
@@ -121,8 +121,7 @@ def test_two_machines(tmp_path: Path, whole: Path) -> None:
     (port,) = free_ports(1)
     nodes = ("--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "job7")
     argv = [*torchrun(*nodes, processes=1), *command(tmp_path, *RUN)[1:]]
-    agents = [start(*argv), start(*argv)]
-    results = [ended(agent) for agent in agents]
+    results = ended(start(*argv), start(*argv))
     assert [code for code, _, _ in results] == [0, 0], results
     assert sorted("resumed" in out or "run folder" in out for _, out, _ in results) == [False, True]
     assert_close(only_run(tmp_path), whole)
@@ -130,7 +129,7 @@ def test_two_machines(tmp_path: Path, whole: Path) -> None:
 
 def test_mistakes_are_said_once(tmp_path: Path) -> None:
     argv = command(tmp_path, "train.batch_size=1")[1:]
-    code, _, err = ended(start(*torchrun("--standalone"), *argv))
+    ((code, _, err),) = ended(start(*torchrun("--standalone"), *argv))
     assert code != 0
     (line,) = errors(err)
     assert "train.batch_size=1: too few images for 2 processes" in line

@@ -45,7 +45,7 @@ def flipped(line: bytes) -> bytes:
     return line[:at] + digit + line[at + 1 :]
 
 
-LINE, FIRST = (f"{which} line of trials.jsonl is damaged" for which in ("a", "the first"))
+LINE, FIRST = "a line of trials.jsonl is damaged", "the first line of trials.jsonl is damaged"
 DAMAGE: dict[str, tuple[str, Callable[[list[bytes]], list[bytes]]]] = {
     "flipped": (LINE, lambda lines: [*lines[:3], flipped(lines[3]), *lines[4:]]),
     "cut": (LINE, lambda lines: [*lines[:3], lines[3][:40] + b"\n", *lines[4:]]),
