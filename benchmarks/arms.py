@@ -24,7 +24,7 @@ from supernet.errors import UserError
 from supernet.evaluate import calibrated_subnet, evaluate
 from supernet.horizon import Horizon
 from supernet.job import main as train
-from supernet.log import read_metrics
+from supernet.log import read_rows
 from supernet.paths.base import Path as Subnet
 from supernet.phases.base import Phase, Phases
 from supernet.runs import RESULTS, config_dir, environment, lock, plain, read_json
@@ -113,7 +113,7 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], prefix: st
             continue
         if isinstance(one, dict) and isinstance(other, dict):
             found += differences(one, other, f"{prefix}{key}.")
-        elif one != other:
+        elif one != other and other != "auto":  # the stored one is then what was measured
             found.append(f"{prefix}{key}")
     return found
 
@@ -144,7 +144,7 @@ def scores(
 
 def read_scores(file: Path) -> dict[str, float]:
     """Top-1 by the JSON text of the subnet, of a file that `scores` wrote."""
-    return {_text(row["arch"]): row["top1"] for row in read_metrics(file)}
+    return {_text(row["arch"]): row["top1"] for row in read_rows(file)}
 
 
 def known_scores(file: Path, archs: Sequence[Arch]) -> list[float] | None:

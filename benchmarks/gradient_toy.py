@@ -35,7 +35,7 @@ from search.gradient.trace import TRACE
 from search.ranking import kendall
 from supernet.build import make_space
 from supernet.errors import UserError
-from supernet.log import read_metrics
+from supernet.log import read_rows
 from supernet.runs import RESULTS, read_json, write_json
 from supernet.space import Arch, Space
 from supernet.window import enumerate_archs
@@ -135,7 +135,7 @@ def read_search(folder: Path, space: Space) -> Search:
     try:
         winner, algorithm = results["winner"], results["algorithm"]
         chosen = space.from_json(winner["arch"])
-        decoded = tuple(space.from_json(record["decoded"]) for record in read_metrics(folder / TRACE))
+        decoded = tuple(space.from_json(record["decoded"]) for record in read_rows(folder / TRACE))
         select = algorithm["select"]["_target_"].rpartition(".")[2].lower()
         method = algorithm["name"] if select == "decoded" else f"{algorithm['name']}, {select}"
         test = winner["metrics"].get("test", {}).get("top1")

@@ -193,6 +193,8 @@ def parse_arch(space: Space, text: str | Mapping[str, Any]) -> Arch:
     data = read_json(Path(name))
     if isinstance(data, dict) and "rows" in data:
         rows = data["rows"]
+        if not isinstance(rows, list) or not all(isinstance(each, dict) and "arch" in each for each in rows):
+            raise UserError(f"arch={text}: {name} is damaged or is not a front")
         if not row.isdigit() or int(row) >= len(rows):
             raise UserError(f"arch={text}: choose a row of {name} from #0 to #{len(rows) - 1}")
         data = rows[int(row)]["arch"]

@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import struct
+import warnings
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -94,13 +95,15 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path} is not a file: give the file inside it")
     check_whole(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of foreign pickles; what they hold is refused below
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ForeignCheckpointError(
             f"checkpoint {path} was not made by this project or is unsafe to load: "
             "it holds objects other than tensors and plain values"
         ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError) as error:
+    except (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(f"checkpoint {path} is damaged or is not a checkpoint") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ForeignCheckpointError(f"checkpoint {path} was not made by this project (no {FORMAT!r} mark)")

@@ -75,8 +75,14 @@ def entry(config_name: str, run: Run | str, configs: Path | None = None) -> None
         if raw or folder is None:
             raise
         _fail(_explain(error, config_name, folder))
+    except RecursionError:
+        if raw:
+            raise
+        _fail("a config file is nested too deeply to be read")
     except OSError as error:  # of Hydra, which makes folders for sweeps
         line = explain(error)
+        if line is None and error.errno is None:  # OmegaConf's word for a YAML file that is no mapping
+            line = f"a config file must be YAML of keys and values ({error})"
         if raw or line is None:
             raise
         _fail(line)

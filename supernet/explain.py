@@ -7,7 +7,7 @@ import re
 
 REFUSED_BY_SYSTEM = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO),
-    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ESTALE, errno.EMFILE, errno.ENFILE),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.EEXIST),
 )
 # Python's and torch's words for memory that the machine does not have, and for loaders that have ended.
 NO_CPU_MEMORY = re.compile(r"DefaultCPUAllocator.*(not enough|can't allocate) memory", re.DOTALL)

@@ -198,13 +198,18 @@ class RunLog:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read the records of a metrics.jsonl, without lines that a crash left unfinished or unreadable."""
+    return [row for row in read_rows(path) if isinstance(row.get("step"), int) and "kind" in row]
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read the JSON objects of a file that holds one in each line; what is none is left out."""
     rows: list[dict[str, Any]] = []
     if path.exists():
         # A whole line ends with a newline, so what follows the last one is a fragment or nothing.
         for line in path.read_bytes().split(b"\n")[:-1]:
             with suppress(ValueError, RecursionError):
                 row = json.loads(line)
-                if isinstance(row, dict) and isinstance(row.get("step"), int) and "kind" in row:
+                if isinstance(row, dict):
                     rows.append(row)
     return rows
 

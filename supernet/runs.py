@@ -148,7 +148,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise UserError(f"{path} does not exist or is not a file") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not JSON, not text, numbers without end, nested without end
         raise UserError(f"{path} is damaged or is not JSON: {error}") from error
 
 

@@ -105,7 +105,7 @@ def test_cut_off_scores_are_completed(done: Study) -> None:
     assert ground_truth.predictions(done, "spos2").keys() == {1}
     run(done, ["spos2"], 1, "all", "cpu", QUIET)
     rows = {json.dumps(json.loads(line)) for line in text.splitlines()}
-    assert {json.dumps(row) for row in arms.read_metrics(file)} == rows
+    assert {json.dumps(row) for row in arms.read_rows(file)} == rows
 
 
 def test_results_can_be_shown(done: Study, tmp_path: Path) -> None:

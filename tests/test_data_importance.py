@@ -349,7 +349,7 @@ def test_the_config_offers_the_constructor_s_defaults() -> None:
     [
         ({"tau": 1.5}, "data_sampler: tau=1.5: must be from 0 to 1"),
         ({"tau_max": -0.1}, "data_sampler: tau_max=-0.1: must be from 0 to 1"),
-        ({"tau": float("nan")}, "data_sampler: tau=nan"),
+        ({"tau": float("nan")}, "data_sampler.tau=nan"),
         ({"momentum": 1.0}, "data_sampler: momentum=1.0: must be from 0 to below 1"),
         ({"max_weight": 0.5}, "data_sampler: max_weight=0.5: must be at least 1, or null"),
         ({"mode": "biased"}, r"data_sampler\.mode=biased: expected one of 'curriculum', 'unbiased'"),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +21,7 @@ DEBIAN_ROOT = Path("/usr/share/datasets/fashion-mnist")
 CLASS_NAMES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
+LARGEST = 2**26  # bytes of a file, unpacked; the largest of the four has 47 million
 FILES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -83,15 +84,18 @@ def read_idx(path: Path) -> Tensor:
     each axis as a big-endian 32-bit integer. Raises UserError if the file does not follow it.
     """
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            head = file.read(4)
+            axes = head[3] if len(head) == 4 and head[:3] == b"\x00\x00\x08" else 0
+            sizes = file.read(4 * axes)
+            shape = [int.from_bytes(sizes[i : i + 4], "big") for i in range(0, len(sizes), 4)]
+            count = math.prod(shape) if len(shape) == axes > 0 else 0
+            content = file.read(count + 1) if count <= LARGEST else b""  # one more than there should be
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}): download the file again") from error
-    axes = content[3] if content[:3] == b"\x00\x00\x08" and len(content) > 3 else 0
-    start = 4 + 4 * axes
-    shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, start, 4)]
-    if not axes or len(content) - start != int(np.prod(shape)):
+    if not count or len(content) != count:
         raise UserError(f"{path} is not a complete IDX file of bytes: download the file again")
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=start).view(shape)
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8).view(shape)
 
 
 def _check_pair(path: Path, images: Tensor, labels: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Every fault of a search on the page is one that a test brings about; the tests look up what they bring about there."""
+"""Every fault of a search on the page is one that a test brings about, and looks up there."""
 
 from __future__ import annotations
 

@@ -150,6 +150,7 @@ def with_yaml(stored: Stored, content: bytes) -> Outcome:
 def test_other_files_as_yaml(stored: Stored, tmp_path: Path) -> None:
     touched = tmp_path / "touched"
     for what, content in foreign_files(touched).items():
+        content = content[:5000]  # the parser reads some ten thousand levels of lists a second
         assert one_line(with_yaml(stored, content)).code == 2, what
         assert not touched.exists()
 
