@@ -39,7 +39,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         trainer.save()
         raise Reached
 
-    with pytest.MonkeyPatch.context() as patched, no_work():
+    with no_work(), pytest.MonkeyPatch.context() as patched:
         patched.setattr(Trainer, "run", save)
         with pytest.raises(Reached):
             job.main(tiny_config(folder / "first"))

@@ -53,7 +53,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stored]:
         trainer.save()
         raise Reached
 
-    with pytest.MonkeyPatch.context() as patched, no_work():
+    with no_work(), pytest.MonkeyPatch.context() as patched:
         patched.setattr(Trainer, "run", save)
         with pytest.raises(Reached):
             job.main(tiny_config(folder))
