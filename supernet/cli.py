@@ -193,6 +193,8 @@ def _check_options(argv: list[str]) -> None:
         if arg == "--":
             return
         name = arg.split("=")[0]
+        if "=" in arg and not name.strip("+~ "):
+            raise UserError(f"bad override {arg!r}: write key=value")
         if name.startswith("-") and not any(option.startswith(name) for option in OPTIONS):
             key = name.lstrip("-").replace("-", "_")
             raise UserError(
@@ -238,7 +240,8 @@ def _hydra_raises() -> Iterator[None]:
 def _say(message: str) -> None:
     """Print one line on stderr; under torchrun it says which process speaks."""
     rank = os.environ.get("RANK", "0")
-    line = " ".join(message.split())
+    text = "".join(sign if sign.isprintable() or sign.isspace() else repr(sign)[1:-1] for sign in message)
+    line = " ".join(text.split())
     print(f"error: {line}" + (f" (rank {rank})" if rank != "0" else ""), file=sys.stderr, flush=True)
 
 
