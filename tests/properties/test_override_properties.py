@@ -53,8 +53,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 def checked(place: Place, line: Line) -> Outcome:
     outcome = run(line.program, place.folder, *line.words, run_folder=place.trained)
-    assert "Traceback" not in outcome.err, outcome.err
-    assert outcome.code in ((2,) if line.wrong else (0, 2)), (outcome.code, outcome.err)
+    assert "Traceback" not in outcome.err, (line, outcome.err)
+    assert outcome.code in ((2,) if line.wrong else (0, 2)), (line, outcome.code, outcome.err)
     if outcome.code:
         assert outcome.err.startswith("error: "), outcome.err
         assert outcome.err.count("\n") == 1, outcome.err
