@@ -41,7 +41,8 @@ name: soak
 resolution: [6, 8]
 stem: {width: [8], kernel: 3, stride: 1}
 stages:
-  - {width: [8, 16, 24], depth: [1, 2], kernel: [3, 5], expand: [1, 2, 3], stride: 2, act: hswish, se: true}
+  - {width: [8, 16], depth: [1, 2], kernel: [3, 5], expand: [1, 2], stride: 2, act: hswish, se: true}
+  - {width: [16, 24], depth: [1, 2], kernel: [3, 5], expand: [1, 2], stride: 1, act: hswish, se: true}
 head: {width: [16]}
 """
 SAVE_EVERY, STEPS_PER_EPOCH = 3, 4
@@ -233,6 +234,7 @@ def disturb(program: Program, whole: Path, kills: int, rng: np.random.Generator,
             tally.seconds.append(hit[2])
             print(f"{program.kind}: {kills - left}/{kills} {hit[0].name} in {hit[1]}, {done} done", flush=True)
     tally.equal = False
+    print(f"{program.kind}: {'; '.join(tally.problems)}", flush=True)
     return tally
 
 
