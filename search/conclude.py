@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from search.limits import LABELS, number, shown
 from search.summary import checks
 from supernet.errors import UserError
 from supernet.log import RunLog
-from supernet.runs import RESULTS, SECRET, environment, read_json, write_json
+from supernet.runs import RESULTS, environment, read_json, typed, write_json
 
 
 def describe(job: Job, folder: Path) -> None:
@@ -88,18 +87,18 @@ def conclude(
 def _data_overrides() -> list[str]:
     """What was typed about images, calibration and the space: another subnet needs the same."""
     kept = ("data=", "data.", "family=", "space.", "calibration_images=", "runs_dir=", "device=")
-    return [word for word in _typed() if word.lstrip("+").startswith(kept)]
+    return [word for word in typed()[1:] if word.lstrip("+").startswith(kept)]
 
 
 def resume_command(folder: Path | None) -> str:
     """The command that was typed; with a `folder`, going on with the search in it."""
-    overrides = [word for word in _typed() if not word.startswith("resume=")]
+    overrides = [word for word in typed()[1:] if not word.startswith("resume=")]
     return shlex.join(["python", "search.py", *overrides, *([f"resume={folder}"] if folder else [])])
 
 
 def begun_command(folder: Path) -> str:
     """The command that the search in `folder` was begun with."""
-    words = _recorded(folder / "environment.json") or _typed()
+    words = _recorded(folder / "environment.json") or typed()[1:]
     return shlex.join(["python", "search.py", *(word for word in words if not word.startswith("resume="))])
 
 
@@ -112,11 +111,6 @@ def _training_overrides(run: Path) -> list[str]:
     words = [word for word in _recorded(saved) if own or word.lstrip("+").startswith(("data=", "data."))]
     dropped = ("name=", "resume=", "runs_dir=", "init=", "init_from=", "arch=", "seed=", "dry_run=")
     return [word for word in words if not word.startswith(dropped) and not word.endswith("=***") and word != "-m"]
-
-
-def _typed() -> list[str]:
-    """The command line's words; values of arguments named like secrets are hidden, because this is logged."""
-    return [f"{word.split('=', 1)[0]}=***" if SECRET.search(word) else word for word in sys.argv[1:]]
 
 
 def _recorded(environment_json: Path) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from search.job import Job, open_job
 from search.selected import evaluate_and_export, select_again
-from search.settings import is_gradient
+from search.settings import check_config, is_gradient
 from search.study import dry_run, run_study
 from supernet.build import parse_arch
 from supernet.distributed import TIMEOUT_S, joined
@@ -29,6 +29,7 @@ def main(config: Mapping[str, Any]) -> float:
         KeyboardInterrupt: after Ctrl-C; every scored subnet is on the disk.
     """
     config = {key: value for key, value in config.items() if key != "overrides"}  # a resumed search repeats them
+    check_config(config)
     mode = config["mode"]
     if mode not in MODES:
         raise UserError(f"mode={mode}: choose one of {', '.join(MODES)}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from supernet import checkpoint, references
-from supernet.construct import construct_only, nearest
+from supernet.construct import construct_only, nearest, shown
 from supernet.errors import UserError
 from supernet.net import Supernet
 from supernet.runs import CHECKPOINT, config_dir, plain, read_json
@@ -152,16 +152,27 @@ def open_run(
     missing = {"space", "model", "config", "step"} - set(state)
     if missing:
         raise UserError(f"checkpoint {file} holds no training run (it lacks {sorted(missing)})")
-    net = cast(Supernet, make_network(state["config"], load_space(state["space"])))  # grouped ones offer the same
-    weights = state.get("ema") or state["model"]
+    weights, config = state.get("ema") or state["model"], state["config"]
+    if not isinstance(weights, dict) or not isinstance(config, dict) or type(state["step"]) is not int:
+        raise UserError(f"checkpoint {file} holds no training run (its weights, config or step are something else)")
+    space_of_run = load_space(state["space"])
+    if _bytes_held(weights) < space_of_run.widest.params:  # a file gets memory only for what it holds
+        raise UserError(f"checkpoint {file} does not fit its own space: it holds fewer weights")
+    net = cast(Supernet, make_network(config, space_of_run))  # grouped ones offer the same
     try:
         net.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"checkpoint {file} does not fit its own space: {reason}") from None
-    if state["config"].get("train", {}).get("channels_last", False):
+    if dict(config.get("train") or {}).get("channels_last", False):
         net.to(memory_format=torch.channels_last)
-    return OpenedRun(net.to(device), state["config"], file.parent, path, state["step"], state.get("splits"))
+    return OpenedRun(net.to(device), config, file.parent, path, state["step"], state.get("splits"))
+
+
+def _bytes_held(weights: Mapping[str, Any]) -> int:
+    """Of the storages of the tensors, each counted once: strides of 0 make tensors of any size of a single value."""
+    storages = [value.untyped_storage() for value in weights.values() if isinstance(value, torch.Tensor)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def parse_arch(space: Space, text: str | Mapping[str, Any]) -> Arch:
@@ -180,13 +191,13 @@ def parse_arch(space: Space, text: str | Mapping[str, Any]) -> Arch:
         return _from_json(space, text, "arch")
     if text in ("smallest", "largest"):
         return space.smallest() if text == "smallest" else space.largest()
-    if text.startswith("random:") and text[7:].isdigit():
+    if text.startswith("random:") and text[7:].isdecimal() and len(text) < 30:
         return space.sample(np.random.default_rng(int(text[7:])))
     if text.lstrip().startswith("{"):
         try:
             return _from_json(space, json.loads(text), "arch")
-        except json.JSONDecodeError as error:
-            raise UserError(f"arch={text}: not valid JSON ({error})") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"arch={shown(text)}: not valid JSON ({error})") from None
     name, _, row = text.partition("#")
     if not Path(name).is_file():
         return _reference(space, text)
@@ -195,7 +206,7 @@ def parse_arch(space: Space, text: str | Mapping[str, Any]) -> Arch:
         rows = data["rows"]
         if not isinstance(rows, list) or not all(isinstance(each, dict) and "arch" in each for each in rows):
             raise UserError(f"arch={text}: {name} is damaged or is not a front")
-        if not row.isdigit() or int(row) >= len(rows):
+        if not row.isdecimal() or len(row) > 9 or int(row) >= len(rows):
             raise UserError(f"arch={text}: choose a row of {name} from #0 to #{len(rows) - 1}")
         data = rows[int(row)]["arch"]
     elif row:

@@ -1,5 +1,6 @@
 """Save and load training state: one file that is always whole, and that no load can turn into code."""
 
+import errno
 import hashlib
 import os
 import pickle
@@ -201,5 +202,9 @@ def check_whole(path: Path) -> None:
                 with archive.open(entry) as content:
                     while content.read(CHUNK):
                         pass
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of a place before the beginning, where a damaged index says that something is
+            raise
+        raise DamagedCheckpointError(f"checkpoint {path} is truncated or damaged, or is not a checkpoint") from error
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, *MISREAD) as error:
         raise DamagedCheckpointError(f"checkpoint {path} is truncated or damaged, or is not a checkpoint") from error

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import hydra
 import yaml  # type: ignore[import-untyped]
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
@@ -21,18 +22,20 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from supernet.construct import nearest
 from supernet.errors import UserError
 from supernet.explain import explain
+from supernet.hydra_section import checked_sections
 from supernet.interrupt import exit_code, notices_interrupt
 from supernet.runs import config_dir
 
 Run = Callable[[dict[str, Any]], float | None]
 
 USER_ERROR = 2
+LONGEST = 2000  # characters of a message: a mistyped override can be of any length
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 ROW = re.compile(r"[^'\"]+#\d+")
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own switch for raw tracebacks
 OPTIONS = (
     *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun"),
-    *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
+    *("--shell-completion", "--config-path", "--config-name", "--config-dir"),  # --experimental-rerun reads pickles
     *("--info", "-h", "-c", "-p", "-r", "-m", "-sc", "-cp", "-cn", "-cd", "-i"),
 )
 
@@ -59,7 +62,7 @@ def entry(config_name: str, run: Run | str, configs: Path | None = None) -> None
         sys.argv[1:] = [_quoted(arg) for arg in sys.argv[1:]]
         _check_options(sys.argv[1:])
         folder = configs or config_dir()
-        with notices_interrupt(), _hydra_raises():
+        with notices_interrupt(), _hydra_raises(), checked_sections():
             hydra.main(version_base="1.3", config_path=str(folder.resolve()), config_name=config_name)(job)()
     except KeyboardInterrupt as stop:
         sys.exit(exit_code(stop))
@@ -78,7 +81,12 @@ def entry(config_name: str, run: Run | str, configs: Path | None = None) -> None
     except RecursionError:
         if raw:
             raise
-        _fail("a config file is nested too deeply to be read")
+        _fail("these settings, or a config file, are nested too deeply to be read")
+    # What Hydra did not expect of an override such as `+=`; failures of `run` never get here.
+    except (AssertionError, AttributeError, LookupError, TypeError) as error:
+        if raw:
+            raise
+        _fail(f"these settings cannot be read ({type(error).__name__}: {error}): write key=value for each")
     except OSError as error:  # of Hydra, which makes folders for sweeps
         line = explain(error)
         if line is None and error.errno is None:  # OmegaConf's word for a YAML file that is no mapping
@@ -189,17 +197,20 @@ def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
 
 def _check_options(argv: list[str]) -> None:
     """Refuse what looks like an option of another program, such as `--epochs 3`."""
-    for arg in argv:
-        if arg == "--":
-            return
+    for arg in argv[: argv.index("--")] if "--" in argv else argv:
         name = arg.split("=")[0]
-        if "=" in arg and not name.strip("+~ "):
-            raise UserError(f"bad override {arg!r}: write key=value")
         if name.startswith("-") and not any(option.startswith(name) for option in OPTIONS):
             key = name.lstrip("-").replace("-", "_")
             raise UserError(
                 f"unknown option {name!r}: settings have no dashes, as in {key}=<value> (all: {_command()} --help)"
             )
+    parser = get_args_parser()  # which would print how to use it, and exit
+    parser.error = _refuse  # type: ignore[method-assign]
+    parser.parse_args(argv)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UserError(f"{message} (all options: {_command()} --hydra-help)")
 
 
 def _quoted(arg: str) -> str:
@@ -240,8 +251,10 @@ def _hydra_raises() -> Iterator[None]:
 def _say(message: str) -> None:
     """Print one line on stderr; under torchrun it says which process speaks."""
     rank = os.environ.get("RANK", "0")
-    text = "".join(sign if sign.isprintable() or sign.isspace() else repr(sign)[1:-1] for sign in message)
-    line = " ".join(text.split())
+    line = " ".join(message.split())
+    if len(line) > LONGEST:
+        line = f"{line[:LONGEST]}…"
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
     print(f"error: {line}" + (f" (rank {rank})" if rank != "0" else ""), file=sys.stderr, flush=True)
 
 

@@ -51,6 +51,7 @@ def _prepared(config: dict[str, Any], overrides: Sequence[str], ranks: Ranks, st
     """The trainer of a new or resumed run in its folder, which `stack` holds; None once a dry run is done."""
     with _muted(not ranks.first):
         config, folder = _resumed(config, overrides, ranks)
+        check_top_level(config)  # a stored configuration can be damaged, or somebody else's
         device = _device(config["device"], ranks)
         if device.type == "cpu":
             keep_freed_memory()

@@ -304,6 +304,18 @@ def _text_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
+def check_logger(settings: Mapping[str, Any]) -> None:
+    """Refuse settings of the `logger` section that do not exist.
+
+    Raises:
+        UserError: naming the first one, not its value: that may be the key of an account.
+    """
+    if unknown := [name for name in settings if name not in ("kind", *WANDB_KEYS)]:
+        close = nearest(unknown[0], WANDB_KEYS)
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
+        raise UserError(f"logger.{unknown[0]}: unknown name; {hint}(valid: {', '.join(WANDB_KEYS)})")
+
+
 def _start_wandb(folder: Path, settings: Mapping[str, Any]) -> tuple[Any, str]:
     """Start the wandb run of this folder, or continue it on resuming; return it and where to look at it.
 
@@ -312,10 +324,7 @@ def _start_wandb(folder: Path, settings: Mapping[str, Any]) -> tuple[Any, str]:
     given = {name: value for name, value in settings.items() if name != "kind" and value is not None}
     if settings.get("kind") != "wandb":
         raise UserError(f"logger.kind={settings.get('kind')}: expected none or wandb")
-    if unknown := [name for name in given if name not in WANDB_KEYS]:
-        close = nearest(unknown[0], WANDB_KEYS)
-        hint = f"did you mean {' or '.join(close)}? " if close else ""
-        raise UserError(f"logger.{unknown[0]}: unknown name; {hint}(valid: {', '.join(WANDB_KEYS)})")
+    check_logger(settings)
     if given.get("mode", "online") not in WANDB_MODES:
         raise UserError(f"logger.mode={given['mode']}: expected one of {', '.join(WANDB_MODES)}")
     id_file = folder / WANDB_ID

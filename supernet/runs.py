@@ -21,7 +21,7 @@ RESULTS = "results.json"
 CHECKPOINT = "checkpoint.pt"
 LOCK = ".lock"
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "hydra-core", "safetensors")
-SECRET = re.compile(r"(key|token|secret|passw)[^=]*=", re.IGNORECASE)
+SECRET = re.compile(r"(key|token|secret|passw|credential)[^=:]*[=:]", re.IGNORECASE)
 
 
 def config_dir() -> Path:
@@ -182,7 +182,7 @@ def environment() -> dict[str, Any]:
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "argv": [f"{arg.split('=', 1)[0]}=***" if SECRET.search(arg) else arg for arg in sys.argv],
+        "argv": typed(),
         "version": _version("one-shot-supernet"),
         "git": _git(Path(__file__).resolve()),
         "python": platform.python_version(),
@@ -193,6 +193,12 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cuda_devices": cuda,
     }
+
+
+def typed() -> list[str]:
+    """The command line's words, the program's name first. Values of arguments that are named like secrets, also inside
+    of `{…}`, are hidden: this is printed and stored."""
+    return [f"{arg.split('=', 1)[0]}=***" if SECRET.search(arg) else arg for arg in sys.argv]
 
 
 def _version(package: str) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from supernet.construct import coerce, shown
 from supernet.errors import UserError
+from supernet.log import check_logger
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ def check_top_level(config: Mapping[str, Any]) -> None:
         UserError: naming the key, the value and what was expected.
     """
     check_sections(config, SECTIONS, TOP_LEVEL)
+    check_logger(config["logger"])
     for key, annotation in TOP_LEVEL.items():
         coerce(config[key], annotation, key)
     if not 0 < config["timeout_s"] <= LONGEST_S:

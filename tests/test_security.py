@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import copy
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_run import REPOSITORY, only_run, tiny_config
@@ -16,6 +18,7 @@ from search.conclude import begun_command, resume_command
 from supernet import job
 from supernet.cli import entry
 from supernet.errors import UserError
+from supernet.hydra_section import check_section
 from supernet.log import RunLog
 from supernet.runs import config_dir, read_json
 
@@ -80,7 +83,6 @@ ON_COMMAND_LINE = (
 )
 
 
-@pytest.mark.xfail(reason="not refused yet: docs/security.md, open points")
 def test_no_secret_reaches_the_disk_or_the_screen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,7 +133,6 @@ def search_config(run: Path) -> dict[str, object]:
     return {str(key): value for key, value in plain.items()}
 
 
-@pytest.mark.xfail(reason="not refused yet: docs/security.md, open points")
 def test_a_setting_of_the_logger_that_does_not_exist_is_not_stored(tmp_path: Path) -> None:
     """A key of an account, say: every setting is written to the run folder."""
     with pytest.raises(UserError, match=r"logger\.api_key: unknown name") as caught:
@@ -149,7 +150,6 @@ RECIPES = {
 }
 
 
-@pytest.mark.xfail(reason="not refused yet: docs/security.md, open points")
 @pytest.mark.parametrize("key", RECIPES)
 @pytest.mark.parametrize("several", [False, True])
 def test_a_recipe_of_somebody_else_runs_nothing(
@@ -171,6 +171,73 @@ def test_a_recipe_of_somebody_else_runs_nothing(
     error = capfd.readouterr().err
     assert error.startswith(f"error: {key}: not allowed here")
     assert len(error.splitlines()) == 1
+
+
+SHIPPED = {
+    "callbacks": {},
+    "job": {"env_set": {}, "name": "train"},
+    "launcher": {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"},
+    "sweeper": {"_target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper", "params": {"seed": "0,1"}},
+    "job_logging": {"version": 1, "root": None, "disable_existing_loggers": False},
+    "hydra_logging": {
+        "version": 1,
+        "formatters": {"simple": {"format": "%(message)s"}},
+        "handlers": {
+            "console": {"class": "logging.StreamHandler", "formatter": "simple", "stream": "ext://sys.stdout"}
+        },
+        "root": {"handlers": ["console"]},
+    },
+}
+HIDDEN = [
+    ("callbacks", "${mine}"),
+    ("launcher", "${mine}"),
+    ("launcher.x", {"_target_": "os.abort"}),
+    ("launcher.x", {"y": {"_target_": "os.abort"}}),
+    ("launcher.x", ["${mine}"]),
+    ("sweeper._recursive_", "${mine}"),
+    ("sweeper.params", {"seed": "${mine}"}),
+    ("sweeper.params", {"_target_": "os.abort"}),
+    ("sweeper.max_batch_size", "${mine}"),
+    ("job_logging", "${mine}"),
+    ("job_logging.filters", {"x": {"()": "os.abort"}}),
+    ("job_logging.formatters", {"x": {"()": "os.abort"}}),
+    ("job_logging.formatters", {"x": {"class": "theirs.Formatter"}}),
+    ("job_logging.formatters", {"x": {"format": "ext://theirs.name"}}),
+    ("job_logging.formatters", {"x": {"format": "${mine}"}}),
+    ("job_logging.root", {"level": "ext://theirs.name"}),
+    ("job_logging.handlers", {"x": {"class": "logging.FileHandler", "filename": "/somewhere"}}),
+    ("job_logging.handlers", {"x": {"class": "logging.StreamHandler", "stream": "ext://theirs.name"}}),
+    ("job_logging.handlers", {"x": {"class": "logging.StreamHandler", "level": "ext://theirs.name"}}),
+    ("job_logging.handlers", {"x": {"class": "logging.StreamHandler", "()": "os.abort"}}),
+    ("job_logging.handlers", {"x": "${mine}"}),
+    ("hydra_logging.handlers", "${mine}"),
+]
+
+
+def test_the_section_as_shipped_is_accepted() -> None:
+    check_section(SHIPPED)
+
+
+@pytest.mark.parametrize(("key", "value"), HIDDEN)
+def test_nothing_hides_in_hydras_section(key: str, value: object) -> None:
+    """Not behind interpolations, classes of formatters, names that logging imports, arguments that are built."""
+    section: dict[str, Any] = copy.deepcopy(SHIPPED)
+    outer, _, inner = key.partition(".")
+    if inner:
+        section[outer][inner] = value
+    else:
+        section[outer] = value
+    with pytest.raises(UserError, match=rf"^hydra\.{outer}.*: not allowed here"):
+        check_section(section)
+
+
+def test_a_pickle_is_not_run_again(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Hydra's `--experimental-rerun` would unpickle the file that it is given."""
+    monkeypatch.setattr(sys, "argv", ["train.py", "--experimental-rerun", "theirs.pickle"])
+    with pytest.raises(SystemExit) as left:
+        entry("train", lambda config: 0.0)
+    assert left.value.code == 2
+    assert "unknown option '--experimental-rerun'" in capfd.readouterr().err
 
 
 @pytest.mark.exhaustive

@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from supernet.build import build, make_space, open_run, pick_device
 from supernet.construct import construct
 from supernet.errors import UserError
 from supernet.log import RunLog
-from supernet.runs import RESULTS, environment, latest, lock, new_run, newest_finished, plain, write_json
+from supernet.runs import RESULTS, environment, latest, lock, new_run, newest_finished, plain, typed, write_json
 from supernet.space import Space
 
 if TYPE_CHECKING:
@@ -116,8 +115,8 @@ def main(config: Mapping[str, Any]) -> float:
         try:
             return _measure(settings, space, setting, folder, log)
         except KeyboardInterrupt:
-            typed = [word for word in sys.argv[1:] if not word.startswith("resume=")]
-            command = ["python", "search.py", *typed, f"resume={folder}"]
+            words = [word for word in typed()[1:] if not word.startswith("resume=")]
+            command = ["python", "search.py", *words, f"resume={folder}"]
             log.say(f"interrupted; what was measured is saved. To go on: {shlex.join(command)}")
             raise
 

@@ -116,7 +116,7 @@ class Settings:
 
 def check_int(key: str, value: object, minimum: int) -> int:
     """Return `value` if it is an integer of at least `minimum`, else raise UserError naming its key."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value < 2**63:
         raise UserError(f"{key}={value!r} is not valid: give an integer of at least {minimum}")
     return value
 
