@@ -56,7 +56,14 @@ SEARCH = (
     *("eval_batch=null", "device=cpu"),
 )
 SIGNALS = {signal.SIGKILL: 0.76, signal.SIGTERM: 0.08, signal.SIGUSR1: 0.08, signal.SIGINT: 0.08}
-CODES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
+# Under `python -m` Python itself ends by SIGINT, which shells report as 130 too, where a Ctrl-C came while text was being
+# executed, as in the making of a dataclass.
+CODES = {
+    signal.SIGKILL: (-signal.SIGKILL,),
+    signal.SIGTERM: (75,),
+    signal.SIGUSR1: (75,),
+    signal.SIGINT: (130, -signal.SIGINT),
+}
 IMPORTS = "imports"  # before there are marks
 # Of each phase: how often it is aimed at, which entry into it at most, and seconds after that at most.
 Aims = dict[str, tuple[float, int, float]]
@@ -189,7 +196,7 @@ class Process:
         """Wait for it. Returns the exit code, and what is wrong with how it ended."""
         code = self.popen.wait(timeout=300)
         lines, problems = self.err.read_text(errors="replace").splitlines(), []
-        if code != 0 and (number is None or code != CODES[number]):
+        if code != 0 and (number is None or code not in CODES[number]):
             problems.append(f"exit code {code} after {number.name if number else 'nothing'}")
         if any("Traceback" in line for line in lines) or len(lines) > (0 if number in (None, signal.SIGKILL) else 1):
             problems.append(f"stderr: {lines[:1] + lines[-3:]}")

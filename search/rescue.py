@@ -10,6 +10,7 @@ from search.begun import STATE, TRIALS
 from search.conclude import resume_command
 from supernet.errors import UserError
 from supernet.explain import explain
+from supernet.interrupt import interrupts_unwrapped
 from supernet.log import RunLog
 
 
@@ -22,7 +23,8 @@ def saying_how_to_go_on(folder: Path, log: RunLog) -> Iterator[None]:
         KeyboardInterrupt: as it came.
     """
     try:
-        yield
+        with interrupts_unwrapped():
+            yield
     except KeyboardInterrupt:
         with suppress(OSError):
             log.say(f"interrupted; {saved(folder)}")

@@ -4,6 +4,7 @@ import importlib
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,12 +24,14 @@ from supernet.construct import nearest
 from supernet.errors import UserError
 from supernet.explain import explain
 from supernet.hydra_section import checked_sections
-from supernet.interrupt import exit_code, notices_interrupt
+from supernet.interrupt import exit_code, interrupts_unwrapped, notices_interrupt
 from supernet.runs import config_dir
 
 Run = Callable[[dict[str, Any]], float | None]
 
 USER_ERROR = 2
+CLOSED_PIPE = 141  # what shells report for SIGPIPE, which ends other programs here
+OTHERS_WAIT_S = 5.0
 LONGEST = 2000  # characters of a message: a mistyped override can be of any length
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 ROW = re.compile(r"[^'\"]+#\d+")
@@ -48,8 +51,8 @@ def entry(config_name: str, run: Run | str, configs: Path | None = None) -> None
     options work: --help, --cfg job, --info, -m (several runs), -cd (a further folder of YAML files).
 
     A mistake of the user, or a failing machine, prints one line `error: …` on stderr and leaves with code 2, Ctrl-C
-    with 130, SIGTERM and SIGUSR1 with 75, any other exception with its traceback and 1. HYDRA_FULL_ERROR=1 lets every
-    exception through untouched.
+    with 130, SIGTERM, SIGUSR1 and SIGHUP with 75, a closed pipe with 141, any other exception with its traceback and 1.
+    HYDRA_FULL_ERROR=1 lets every exception through untouched.
     """
     raw = FULL_ERROR in os.environ
 
@@ -62,7 +65,7 @@ def entry(config_name: str, run: Run | str, configs: Path | None = None) -> None
         sys.argv[1:] = [_quoted(arg) for arg in sys.argv[1:]]
         _check_options(sys.argv[1:])
         folder = configs or config_dir()
-        with notices_interrupt(), _hydra_raises(), checked_sections():
+        with notices_interrupt(), _hydra_raises(), checked_sections(), interrupts_unwrapped():
             hydra.main(version_base="1.3", config_path=str(folder.resolve()), config_name=config_name)(job)()
     except KeyboardInterrupt as stop:
         sys.exit(exit_code(stop))
@@ -70,7 +73,7 @@ def entry(config_name: str, run: Run | str, configs: Path | None = None) -> None
         sys.exit(reported.code)
     except BrokenPipeError:  # `--help | head`; the interpreter's own last flush must not fail either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        sys.exit(CLOSED_PIPE)
     except UserError as error:
         _fail(str(error))
     # Hydra raises ValueError for some misuses; those of `run` never get here.
@@ -116,7 +119,8 @@ def _guarded(run: Run, cfg: DictConfig) -> float | None:
     In a sweep the other jobs still run, and the first failure decides the exit code.
     """
     try:
-        return run(_settings(cfg))
+        with interrupts_unwrapped():
+            return run(_settings(cfg))
     except Exception as error:
         line = _user_line(error)
         if line is not None:
@@ -259,5 +263,12 @@ def _say(message: str) -> None:
 
 
 def _fail(message: str) -> NoReturn:
+    """Leave before the processes of a job have met, so that they cannot agree who speaks.
+
+    torchrun ends all processes when one has ended: the first one speaks and leaves at once, the others, if they live
+    long enough, know something that it does not.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(OTHERS_WAIT_S)
     _say(message)
     sys.exit(USER_ERROR)

@@ -11,8 +11,10 @@ from typing import Any
 
 INTERRUPTED = 130  # what shells report for Ctrl-C
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: start the same job again later
-# SIGUSR1 is what schedulers can be told to send some time before the end. Windows lacks it.
-NOTICES = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+# SIGUSR1 is what schedulers can be told to send some time before the end, SIGHUP says that the terminal was closed.
+# Windows lacks both.
+NOTICES = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
+SIGHUP = getattr(signal, "SIGHUP", None)
 
 
 class Preempted(KeyboardInterrupt):
@@ -27,8 +29,28 @@ def exit_code(stop: KeyboardInterrupt) -> int:
     return REQUEUE if isinstance(stop, Preempted) else INTERRUPTED
 
 
+@contextmanager
+def interrupts_unwrapped() -> Iterator[None]:
+    """A `KeyboardInterrupt` that code in between has turned into another exception leaves as itself.
+
+    Python does that where one arrives while a class is being built, so in the middle of any import.
+
+    Raises:
+        KeyboardInterrupt: the one that is the cause of what was raised inside.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause = error.__cause__
+        while cause is not None and not isinstance(cause, KeyboardInterrupt):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise cause from None
+
+
 class StopRequest:
-    """A context in which the first of SIGINT, SIGTERM and SIGUSR1 sets `requested` and `number`, that of the signal.
+    """A context in which the first of SIGINT and `NOTICES` sets `requested` and `number`, that of the signal.
 
     After that only Ctrl-C interrupts at once: schedulers send several signals, and each would spoil the saving that the
     first began. A `KeyboardInterrupt` leaves the context as `Preempted` where a scheduler asked.
@@ -47,6 +69,8 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, *NOTICES):
+                if number == SIGHUP and signal.getsignal(number) is signal.SIG_IGN:  # started by nohup
+                    continue
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 

@@ -1,6 +1,7 @@
 """What a run says: console, log.txt, metrics.jsonl, metrics.csv, and wandb when asked."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -74,13 +75,13 @@ class RunLog:
     def say(self, text: str) -> None:
         """Print `text`, and add it with the time to log.txt."""
         if not self.quiet:
-            self._console.print(text, soft_wrap=True)
+            self._print(text, soft_wrap=True)
             self._write_text(text)
 
     def warn(self, text: str) -> None:
         """Say `text` as a warning."""
         if not self.quiet:
-            self._console.print(f"warning: {text}", style="yellow", soft_wrap=True)
+            self._print(f"warning: {text}", style="yellow", soft_wrap=True)
             self._write_text(f"warning: {text}")
 
     def record(self, kind: str, step: int, values: Mapping[str, Scalar]) -> None:
@@ -151,9 +152,9 @@ class RunLog:
             drawn = Table(*columns, title=title, title_justify="left")
             for row in cells:
                 drawn.add_row(*row)
-            self._console.print(drawn)
+            self._print(drawn)
         else:
-            self._console.print(f"{title}\n{text}", soft_wrap=True)
+            self._print(f"{title}\n{text}", soft_wrap=True)
         self._write_text(f"{title}\n{text}")
 
     def close(self) -> None:
@@ -169,6 +170,14 @@ class RunLog:
             if file is not None:
                 with suppress(OSError):
                     file.close()
+
+    def _print(self, shown: Any, **how: Any) -> None:
+        """On the screen, unless the terminal was closed: what is said then is in log.txt."""
+        try:
+            self._console.print(shown, **how)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
 
     def _write_text(self, text: str) -> None:
         self._text.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")

@@ -9,6 +9,7 @@ from pathlib import Path
 from supernet.checkpoint import kept_files
 from supernet.errors import UserError
 from supernet.explain import explain
+from supernet.interrupt import interrupts_unwrapped
 from supernet.log import RunLog
 from supernet.runs import CHECKPOINT
 
@@ -22,7 +23,8 @@ def saying_what_is_kept(folder: Path, log: RunLog) -> Iterator[None]:
         KeyboardInterrupt: as it came.
     """
     try:
-        yield
+        with interrupts_unwrapped():
+            yield
     except KeyboardInterrupt:
         with suppress(OSError):
             log.say(f"stopped; {kept(folder)}")

@@ -123,7 +123,7 @@ class Trainer:
         """Train to the end and evaluate; returns the content of `results.json`.
 
         Raises:
-            KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGUSR1, once a checkpoint is written.
+            KeyboardInterrupt: after Ctrl-C or a signal of `NOTICES`, once a checkpoint is written.
             UserError: if a loss is no longer finite; the last good checkpoint is kept.
         """
         self.net.train()

@@ -1,6 +1,7 @@
 """The command line: what runs, what is refused, and in which words."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 from supernet import cli
 from supernet.cli import entry
 from supernet.errors import UserError
+from supernet.interrupt import Preempted, StopRequest
 
 TRAIN = """
 defaults:
@@ -168,6 +170,19 @@ def test_failures_of_the_run(session: Session, monkeypatch: pytest.MonkeyPatch) 
     assert session.error(run=fail(UserError("x"))) == "x (rank 3)"
 
 
+class InterruptedWhileNamed:
+    """As an attribute of a class that is being made when Ctrl-C arrives."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        raise Preempted
+
+
+def test_an_interruption_that_was_wrapped_is_one(session: Session) -> None:
+    """Python turns it into a RuntimeError where it arrives in the making of a class, as in any import."""
+    assert session(run=lambda config: type("Made", (), {"x": InterruptedWhileNamed()})) == 75
+    assert session.err == ""
+
+
 @pytest.mark.parametrize("bug", [ValueError("a bug"), OSError(22, "a bug"), KeyError("a bug"), TypeError("a bug")])
 def test_bugs_keep_their_traceback(session: Session, bug: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     assert session(run=fail(bug)) == 1
@@ -237,3 +252,19 @@ def test_help_needs_no_torch_and_a_named_run_is_imported_late(tmp_path: Path, se
 def test_a_row_of_a_file_needs_no_quotes(session: Session, value: str) -> None:
     assert session(f"+new.key={value}") == 0
     assert session.seen[-1]["new"]["key"] == value
+
+
+def test_a_terminal_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGHUP asks to save and stop, unless the program was started by nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with pytest.raises(Preempted), StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.requested
+            raise KeyboardInterrupt
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)

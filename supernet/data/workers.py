@@ -28,7 +28,7 @@ def worker_count(num_workers: int | None) -> int:
 
 
 def leave_signals_to_main(worker: int) -> None:
-    """Let Ctrl-C, SIGTERM and SIGUSR1 stop the main process only (a DataLoader's `worker_init_fn`).
+    """Let Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP stop the main process only (a DataLoader's `worker_init_fn`).
 
     Terminals and job schedulers signal the whole process group, and the main process still needs its images to
     finish the step. A SIGTERM that the main process itself sends is obeyed: torch and multiprocessing end workers

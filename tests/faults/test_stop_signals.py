@@ -15,6 +15,7 @@ SIGNALS: dict[str, tuple[tuple[str, ...], int]] = {
     "SIGTERM": (("SIGTERM",), 5),
     "SIGUSR1": (("SIGUSR1",), 5),
     "SIGUSR1, then SIGTERM while it saves": (("SIGUSR1", "SIGTERM"), 5),
+    "SIGHUP, when the terminal is closed": (("SIGHUP",), 5),
     "Ctrl-C": (("SIGINT",), 5),
     "Ctrl-C twice": (("SIGINT", "SIGINT"), 4),
 }
