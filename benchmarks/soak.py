@@ -56,8 +56,8 @@ SEARCH = (
     *("eval_batch=null", "device=cpu"),
 )
 SIGNALS = {signal.SIGKILL: 0.76, signal.SIGTERM: 0.08, signal.SIGUSR1: 0.08, signal.SIGINT: 0.08}
-# Under `python -m` Python itself ends by SIGINT, which shells report as 130 too, where a Ctrl-C came while text was being
-# executed, as in the making of a dataclass.
+# Under `python -m` Python itself ends by SIGINT, which shells report as 130 too, where a Ctrl-C came while text was
+# being executed, as in the making of a dataclass.
 CODES = {
     signal.SIGKILL: (-signal.SIGKILL,),
     signal.SIGTERM: (75,),
