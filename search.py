@@ -1,6 +1,6 @@
 """Search a trained supernet: `python search.py`, `python search.py --help`."""
 
-from supernet.cli import entry
+from supernet.begin import begin
 
 if __name__ == "__main__":
-    entry("search", "search.runner:main")
+    begin("search", "search.runner:main")

@@ -1,6 +1,6 @@
 """Train a supernet: `python train.py`, `python train.py --help`."""
 
-from supernet.cli import entry
+from supernet.begin import begin
 
 if __name__ == "__main__":
-    entry("train", "supernet.job:main")
+    begin("train", "supernet.job:main")

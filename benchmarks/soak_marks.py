@@ -53,10 +53,13 @@ def main(argv: list[str]) -> None:
     marks, kind = open_marks(Path(argv[1])), argv[2]
     sys.argv = [f"{kind}.py", *argv[3:]]
     from supernet.cli import entry
+    from supernet.interrupt import deferred
 
     def program(config: dict[str, Any]) -> float:
         _enter(marks, "start")
         module, places = PROGRAMS[kind]
+        with deferred():  # as `supernet.cli` imports programs
+            importlib.import_module(module)
         for place, phase in places.items():
             _mark(marks, place, phase)
         result: float = importlib.import_module(module).main(config)

@@ -6,6 +6,7 @@ import re
 import sys
 import time
 import traceback
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +17,6 @@ import yaml  # type: ignore[import-untyped]
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -24,8 +24,8 @@ from supernet.construct import nearest
 from supernet.errors import UserError
 from supernet.explain import explain
 from supernet.hydra_section import checked_sections
-from supernet.interrupt import exit_code, interrupts_unwrapped, notices_interrupt
-from supernet.runs import config_dir
+from supernet.interrupt import StopRequest, deferred, exit_code, interrupts_unwrapped, notices_interrupt
+from supernet.runs import SECRET, config_dir
 
 Run = Callable[[dict[str, Any]], float | None]
 
@@ -56,21 +56,32 @@ def entry(config_name: str, run: Run | str, configs: Path | None = None) -> None
     """
     raw = FULL_ERROR in os.environ
 
+    codes: list[int] = []  # of each job
+    stop = StopRequest()  # Hydra turns interruptions into errors of its own
+
     def job(cfg: DictConfig) -> float | None:
         program = _import(run) if isinstance(run, str) else run
-        return program(_settings(cfg)) if raw else _guarded(program, cfg)
+        with stop.suspended():
+            if raw:
+                return program(_settings(cfg))
+            code, value = _guarded(program, cfg)
+        codes.append(code)
+        return value
 
     folder = configs
     try:
         sys.argv[1:] = [_quoted(arg) for arg in sys.argv[1:]]
-        _check_options(sys.argv[1:])
+        options = _check_options(sys.argv[1:])
         folder = configs or config_dir()
-        with notices_interrupt(), _hydra_raises(), checked_sections(), interrupts_unwrapped():
+        with notices_interrupt(), stop, _hydra_raises(), checked_sections(), interrupts_unwrapped():
             hydra.main(version_base="1.3", config_path=str(folder.resolve()), config_name=config_name)(job)()
-    except KeyboardInterrupt as stop:
-        sys.exit(exit_code(stop))
-    except _Reported as reported:
-        sys.exit(reported.code)
+        if stop.requested:
+            raise stop.interruption()
+        if options.multirun and not (codes or raw):
+            raise UserError("-m: these values are none at all, so nothing was run")
+        sys.exit(next(filter(None, codes), 0))
+    except KeyboardInterrupt as interruption:
+        sys.exit(exit_code(interruption))
     except BrokenPipeError:  # `--help | head`; the interpreter's own last flush must not fail either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(CLOSED_PIPE)
@@ -99,12 +110,6 @@ def entry(config_name: str, run: Run | str, configs: Path | None = None) -> None
         _fail(line)
 
 
-class _Reported(Exception):  # noqa: N818 - not an error: it tells a sweep that one has been printed
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
-
-
 def _settings(cfg: DictConfig) -> dict[str, Any]:
     """Resolve every interpolation and return plain dicts and lists; `overrides` lists what was typed."""
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
@@ -113,24 +118,19 @@ def _settings(cfg: DictConfig) -> dict[str, Any]:
     return {**{str(key): value for key, value in plain.items()}, "overrides": typed}
 
 
-def _guarded(run: Run, cfg: DictConfig) -> float | None:
-    """Call `run` and report its failure here, before Hydra adds words of its own.
-
-    In a sweep the other jobs still run, and the first failure decides the exit code.
-    """
+def _guarded(run: Run, cfg: DictConfig) -> tuple[int, float | None]:
+    """Call `run`; returns the exit code and its value. A failure is reported here, and kept from Hydra, which would add
+    words of its own. In a sweep the other jobs still run, and the first failure decides the exit code."""
     try:
         with interrupts_unwrapped():
-            return run(_settings(cfg))
+            return 0, run(_settings(cfg))
     except Exception as error:
         line = _user_line(error)
         if line is not None:
             _say(line)
         else:
             traceback.print_exc()
-        code = 1 if line is None else USER_ERROR
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise _Reported(code) from None
-        sys.exit(code)
+        return 1 if line is None else USER_ERROR, None
 
 
 def _user_line(error: Exception) -> str | None:
@@ -199,10 +199,15 @@ def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
             yield from _dotted(value, f"{prefix}{key}.")
 
 
-def _check_options(argv: list[str]) -> None:
-    """Refuse what looks like an option of another program, such as `--epochs 3`."""
+def _check_options(argv: list[str]) -> Namespace:
+    """Hydra's options. Refuses what looks like one of another program, such as `--epochs 3`, and secrets."""
     for arg in argv[: argv.index("--")] if "--" in argv else argv:
-        name = arg.split("=")[0]
+        name, equals, _ = arg.partition("=")
+        if equals and SECRET.search(arg):
+            raise UserError(
+                f"{name}: named like a secret, and there is no setting for one, because all settings are stored; give "
+                "wandb its key with `wandb login`, or in the environment"
+            )
         if name.startswith("-") and not any(option.startswith(name) for option in OPTIONS):
             key = name.lstrip("-").replace("-", "_")
             raise UserError(
@@ -210,7 +215,7 @@ def _check_options(argv: list[str]) -> None:
             )
     parser = get_args_parser()  # which would print how to use it, and exit
     parser.error = _refuse  # type: ignore[method-assign]
-    parser.parse_args(argv)
+    return parser.parse_args(argv)
 
 
 def _refuse(message: str) -> NoReturn:
@@ -234,7 +239,8 @@ def _hint(name: str, names: list[str]) -> str:
 
 def _import(name: str) -> Run:
     module, _, function = name.partition(":")
-    program: Run = getattr(importlib.import_module(module), function)
+    with deferred():
+        program: Run = getattr(importlib.import_module(module), function)
     return program
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 
+# Also where no file is named.
 REFUSED_BY_SYSTEM = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO),
     *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.EEXIST),
@@ -16,7 +17,7 @@ LOST_WORKER = re.compile(r"DataLoader worker.*(is killed by signal|exited unexpe
 
 def explain(error: BaseException) -> str | None:
     """The line for the user, who can mend it; None for anything else."""
-    if isinstance(error, OSError) and error.errno in REFUSED_BY_SYSTEM:
+    if isinstance(error, OSError) and error.errno is not None and (error.filename or error.errno in REFUSED_BY_SYSTEM):
         return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
     # By name, because a run that failed early may not have imported torch.
     name, text = type(error).__name__, str(error).split("\n")[0].split(". ")

@@ -15,6 +15,13 @@ PLUGINS = {
     "launcher": {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"},
     "sweeper": {"_target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"},
 }
+PLACES = {  # where Hydra itself would write
+    "run.dir": ".",
+    "sweep.dir": "${runs_dir}/multirun",
+    "sweep.subdir": ".",
+    "output_subdir": None,
+    "job.chdir": False,
+}
 LOGGING = ("job_logging", "hydra_logging")
 LOGGING_KEYS = {"version", "root", "loggers", "formatters", "disable_existing_loggers"}
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
@@ -32,7 +39,8 @@ def checked_sections() -> Iterator[None]:
 
     def checked(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
         config = compose(self, *args, **kwargs)
-        check_section(OmegaConf.to_container(config.hydra, resolve=False))
+        if config.hydra.job.config_name is not None:  # --hydra-help has none, and does nothing with the section
+            check_section(OmegaConf.to_container(config.hydra, resolve=False))
         return config
 
     ConfigLoaderImpl.load_configuration = checked  # type: ignore[method-assign]
@@ -44,7 +52,8 @@ def checked_sections() -> Iterator[None]:
 
 def check_section(section: Any) -> None:
     """Refuse callbacks, other launchers and sweepers than Hydra's basic ones, log handlers that do not write to the
-    screen, and environment variables: those decide which programs and libraries are found.
+    screen, other folders than the shipped ones, and environment variables: those decide which programs and libraries
+    are found.
 
     Raises:
         UserError: naming the key.
@@ -53,6 +62,10 @@ def check_section(section: Any) -> None:
         _refuse("callbacks", "callbacks are code")
     if section["job"].get("env_set"):
         _refuse("job.env_set", "set environment variables in the shell")
+    for key, shipped in PLACES.items():
+        outer, _, inner = key.partition(".")
+        if (section[outer][inner] if inner else section[outer]) != shipped:
+            _refuse(key, "runs_dir= is where runs are written")
     for name, known in PLUGINS.items():
         given = section.get(name)
         if not isinstance(given, dict) or any(not _as_shipped(value, known.get(key)) for key, value in given.items()):

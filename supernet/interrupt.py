@@ -66,6 +66,23 @@ class StopRequest:
         """The exception to leave with, once everything is saved."""
         return Preempted() if self.number in NOTICES else KeyboardInterrupt()
 
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Inside, signals act as they did before this context.
+
+        Raises:
+            KeyboardInterrupt: at the beginning, where one has come already.
+        """
+        if self.requested:
+            raise self.interruption()
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        try:
+            yield
+        finally:
+            for number in self._previous:
+                signal.signal(number, self._handle)
+
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, *NOTICES):
@@ -88,6 +105,20 @@ class StopRequest:
         elif number == signal.SIGINT:
             self.number = number
             raise KeyboardInterrupt
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """What interrupts inside is raised at the end, for code that cannot be cut short: libraries that load themselves
+    from C++ end the whole process where Python raises something. A second Ctrl-C interrupts at once.
+
+    Raises:
+        KeyboardInterrupt: at the end.
+    """
+    with StopRequest() as stop:
+        yield
+    if stop.requested:
+        raise stop.interruption()
 
 
 @contextmanager

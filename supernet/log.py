@@ -21,7 +21,7 @@ METRICS = "metrics.jsonl"
 TABLE = "metrics.csv"
 TEXT = "log.txt"
 WANDB_ID = "wandb_id.txt"
-WANDB_KEYS = ("project", "entity", "name", "group", "tags", "mode", "config")
+WANDB_KEYS = ("project", "entity", "name", "group", "tags", "mode")
 WANDB_MODES = ("online", "offline", "disabled")
 PLAIN_SECONDS = 10.0  # between two progress lines when the output is not a terminal
 FIELD_SECONDS = 0.5  # between two looks at the fields of a bar: a tensor on a GPU has to be waited for
@@ -333,7 +333,7 @@ def _start_wandb(folder: Path, settings: Mapping[str, Any]) -> tuple[Any, str]:
     given = {name: value for name, value in settings.items() if name != "kind" and value is not None}
     if settings.get("kind") != "wandb":
         raise UserError(f"logger.kind={settings.get('kind')}: expected none or wandb")
-    check_logger(settings)
+    check_logger({name: value for name, value in settings.items() if name != "config"})
     if given.get("mode", "online") not in WANDB_MODES:
         raise UserError(f"logger.mode={given['mode']}: expected one of {', '.join(WANDB_MODES)}")
     id_file = folder / WANDB_ID

@@ -21,7 +21,11 @@ RESULTS = "results.json"
 CHECKPOINT = "checkpoint.pt"
 LOCK = ".lock"
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "hydra-core", "safetensors")
-SECRET = re.compile(r"(key|token|secret|passw|credential)[^=:]*[=:]", re.IGNORECASE)
+# A name of a secret before the first `=`, or as a key inside of `{…}`.
+SECRET = re.compile(
+    r"(^[^=]*|[{,]\s*['\"]?[\w.\-]*)([_-]key|apikey|token(?!s)|secret|passw|credential)[\w.\-]*['\"]?\s*[=:]",
+    re.IGNORECASE,
+)
 
 
 def config_dir() -> Path:
@@ -197,7 +201,7 @@ def environment() -> dict[str, Any]:
 
 def typed() -> list[str]:
     """The command line's words, the program's name first. Values of arguments that are named like secrets, also inside
-    of `{…}`, are hidden: this is printed and stored."""
+    of `{…}`, are hidden: this is printed and stored. (`supernet.cli` refuses such arguments.)"""
     return [f"{arg.split('=', 1)[0]}=***" if SECRET.search(arg) else arg for arg in sys.argv]
 
 
@@ -232,7 +236,7 @@ def _cpu_name() -> str:
 
 def _alive_elsewhere(pid: str) -> bool:
     """Whether another process with this id runs now; our own id can only be a leftover."""
-    if not pid.isdecimal() or int(pid) == os.getpid():
+    if not (pid.isascii() and pid.isdecimal() and len(pid) < 10) or int(pid) == os.getpid():
         return False
     try:
         os.kill(int(pid), 0)

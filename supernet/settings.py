@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from supernet.construct import coerce, shown
+from supernet.construct import coerce, nearest, shown
 from supernet.errors import UserError
 from supernet.log import check_logger
 
@@ -112,6 +112,12 @@ def check_top_level(config: Mapping[str, Any]) -> None:
     """
     check_sections(config, SECTIONS, TOP_LEVEL)
     check_logger(config["logger"])
+    known = [*SECTIONS, *TOP_LEVEL]
+    for key in config:
+        if key not in known:
+            close = nearest(str(key), known)
+            hint = f": did you mean {' or '.join(close)}?" if close else ""
+            raise UserError(f"{key}: unknown setting{hint} (all: python train.py --help)")
     for key, annotation in TOP_LEVEL.items():
         coerce(config[key], annotation, key)
     if not 0 < config["timeout_s"] <= LONGEST_S:

@@ -23,6 +23,7 @@ defaults:
   - override hydra/hydra_logging: none
   - _self_
 seed: 0
+runs_dir: runs
 train: {epochs: 3, batch_size: 64}
 optim: {lr: 0.1}
 needed: 1
@@ -30,7 +31,8 @@ sides: [1, 2]
 hydra:
   output_subdir: null
   run: {dir: .}
-  sweep: {dir: runs/multirun, subdir: .}
+  sweep: {dir: "${runs_dir}/multirun", subdir: .}
+  job: {chdir: false}
   help:
     template: |
       Usage: train.py
@@ -95,6 +97,7 @@ def test_run_gets_a_plain_resolved_config_and_nothing_is_written(session: Sessio
     assert cfg == {
         "data": {"size": 16, "steps": 7},
         "seed": 0,
+        "runs_dir": "runs",
         "train": {"epochs": 7, "batch_size": 64},
         "optim": {"lr": 0.001},
         "needed": 1,
@@ -201,13 +204,30 @@ def test_sweep_runs_every_job_and_reports_failures(session: Session) -> None:
 
     assert session("-m", "seed=0,1,2", run=run) == 2
     assert [cfg["seed"] for cfg in session.seen] == [0, 1, 2]
-    assert "error: seed 1 is bad\n" in session.err
-    assert "Traceback" not in session.err
+    assert session.err == "error: seed 1 is bad\n"
     assert session("--multirun", "seed=0,2", "data=digits,fashion_mnist", run=run) == 0
+    assert len(session.seen) == 3 + 4
+    assert session.error("-m", "seed=range(0)", run=run).startswith("-m: these values are none at all")
     assert len(session.seen) == 3 + 4
 
 
+def test_secrets_are_refused_and_not_repeated(session: Session) -> None:
+    """Settings are stored, and a sweep stores them before any program can check them."""
+    for word in (
+        "+api_key=xyzzy",
+        "+logger.API_KEY=xyzzy",
+        "+logger={mode: offline, api_key: xyzzy}",
+        "hf_token=xyzzy",
+    ):
+        for several in ([], ["-m"]):
+            assert "named like a secret" in session.error(*several, word)
+            assert "xyzzy" not in session.err
+    assert session("+new.monkey=x", "+new.tokens=3", "+new.text='api_key'") == 0
+
+
 def test_hydra_options_work(session: Session, tmp_path: Path) -> None:
+    assert session("--hydra-help") == 0
+    assert "Hydra" in session.out
     assert session("--help") == 0
     assert "Usage: train.py" in session.out
     assert "data: broken, digits, fashion_mnist, folder, lost" in session.out

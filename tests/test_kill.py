@@ -150,3 +150,18 @@ def test_a_run_ended_around_a_checkpoint_and_resumed_ends_alike(tmp_path: Path, 
         assert 12 <= step < 48
     assert f"at step {step} of 48" in resumed(tmp_path, run)
     assert_same_training(run, whole)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="nothing tells when handlers are there")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_while_modules_are_loaded(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    """As soon as the program has set its handlers, within a moment of its start, nothing prints a traceback."""
+    process = start(*command(tmp_path, *RECIPE))
+    caught = 0
+    while not caught and process.poll() is None:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        line = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+        caught = int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (code, "", "")

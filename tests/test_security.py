@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from search import conclude, runner
 from search.conclude import begun_command, resume_command
 from supernet import job
 from supernet.cli import entry
+from supernet.data.files import read_image
 from supernet.errors import UserError
 from supernet.hydra_section import check_section
 from supernet.log import RunLog
@@ -138,6 +140,10 @@ def test_a_setting_of_the_logger_that_does_not_exist_is_not_stored(tmp_path: Pat
     with pytest.raises(UserError, match=r"logger\.api_key: unknown name") as caught:
         job.main(tiny_config(tmp_path, "+logger.api_key=s3cr3t"))
     assert "s3cr3t" not in str(caught.value)
+    with pytest.raises(UserError, match=r"logger\.config: unknown name"):
+        job.main(tiny_config(tmp_path, "+logger.config={api_key: s3cr3t}"))
+    with pytest.raises(UserError, match=r"^epochs: unknown setting"):
+        job.main(tiny_config(tmp_path, "+epochs=50"))
     assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
 
 
@@ -145,6 +151,9 @@ RECIPES = {
     "hydra.callbacks": "callbacks: {x: {_target_: os.mkdir, path: MADE}}",
     "hydra.job.env_set": "job: {env_set: {PATH: MADE}}",
     "hydra.launcher": "launcher: {_target_: os.abort}",
+    "hydra.run.dir": "run: {dir: MADE}",
+    "hydra.output_subdir": "{output_subdir: .hydra}",
+    "hydra.sweep.dir": "sweep: {dir: MADE}",
     "hydra.sweeper": "sweeper: {_target_: os.abort}",
     "hydra.job_logging.handlers": "job_logging: {version: 1, handlers: {x: {(): os.mkdir, path: MADE}}, root: {}}",
 }
@@ -175,7 +184,10 @@ def test_a_recipe_of_somebody_else_runs_nothing(
 
 SHIPPED = {
     "callbacks": {},
-    "job": {"env_set": {}, "name": "train"},
+    "job": {"env_set": {}, "name": "train", "chdir": False},
+    "run": {"dir": "."},
+    "sweep": {"dir": "${runs_dir}/multirun", "subdir": "."},
+    "output_subdir": None,
     "launcher": {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"},
     "sweeper": {"_target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper", "params": {"seed": "0,1"}},
     "job_logging": {"version": 1, "root": None, "disable_existing_loggers": False},
@@ -190,6 +202,11 @@ SHIPPED = {
 }
 HIDDEN = [
     ("callbacks", "${mine}"),
+    ("run.dir", "/elsewhere"),
+    ("sweep.dir", "${mine}"),
+    ("sweep.subdir", "../.."),
+    ("output_subdir", ".hydra"),
+    ("job.chdir", True),
     ("launcher", "${mine}"),
     ("launcher.x", {"_target_": "os.abort"}),
     ("launcher.x", {"y": {"_target_": "os.abort"}}),
@@ -229,6 +246,26 @@ def test_nothing_hides_in_hydras_section(key: str, value: object) -> None:
         section[outer] = value
     with pytest.raises(UserError, match=rf"^hydra\.{outer}.*: not allowed here"):
         check_section(section)
+
+
+EPS = """%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 8 8
+%%EndComments
+showpage
+"""
+
+
+def test_an_image_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would hand PostScript to Ghostscript, whatever the file's name ends in."""
+    program = tmp_path / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    (tmp_path / "image.png").write_text(EPS)
+    with pytest.raises(UserError, match="cannot be read as an image"):
+        read_image(tmp_path / "image.png")
+    assert not (tmp_path / "started").exists()
 
 
 def test_a_pickle_is_not_run_again(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

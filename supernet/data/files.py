@@ -70,9 +70,13 @@ def find_splits(
     return classes, splits, tuple(made)
 
 
+# Of Pillow's, those that it decodes itself: for EPS it would start another program.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
+
+
 def read_image(path: Path) -> Image.Image:
     """Decode an image file to RGB; UserError naming the file if that fails."""
-    with unreadable(path), Image.open(path) as image:
+    with unreadable(path), Image.open(path, formats=FORMATS) as image:
         return image.convert("RGB")
 
 

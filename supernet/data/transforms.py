@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from supernet.data.draws import Draws
-from supernet.data.files import read_image, unreadable
+from supernet.data.files import FORMATS, read_image, unreadable
 from supernet.data.operations import Row
 from supernet.data.policies import augmentation_policy
 from supernet.errors import UserError
@@ -83,7 +83,7 @@ class RandomCrop:
     def _fast_crop(self, path: Path) -> Tensor:
         from torchvision.transforms.v2 import functional as tv
 
-        with unreadable(path), Image.open(path) as image:
+        with unreadable(path), Image.open(path, formats=FORMATS) as image:
             width, height = image.size
             crop = self._crop.make_params([image])
             reduce = max(min(crop["width"], crop["height"]) // self._size, 1)

@@ -183,6 +183,13 @@ def misspelled(draw: st.DrawFn, names: list[str]) -> str:
 VALUES = st.sampled_from(
     ("0", "1", "-3", "0.5", "1e-3", "true", "false", "null", "abc", "''", "[1,2]", "{a: 1}", "inf")
 )
+MARKS = st.sampled_from(("", "+", "++"))
+# What would let Hydra run code, or write somewhere.
+OF_HYDRA = (
+    *("hydra.run.dir=/proc/nope", "hydra.run.dir=elsewhere", "hydra.sweep.dir=x", "hydra.output_subdir=.hydra"),
+    *("hydra.job.chdir=true", "+hydra.callbacks.x=1", "+hydra.job.env_set.PATH=x", "+hydra.launcher.x=[1]"),
+    *("hydra/job_logging=default", "hydra/launcher=none_such", "hydra/sweeper=none_such"),
+)
 TEXT = st.text(alphabet=st.sampled_from("ab.=[]{}'\"$:,\\ ()~+@!-_/#é∞🙂\u0000\n0"), max_size=12)
 
 
@@ -192,6 +199,7 @@ def lines(settings: Mapping[str, Mapping[str, Any]]) -> Any:
 
 
 def _lines(program: str, known: Mapping[str, Any]) -> Any:
+    top = {name.split(".")[0] for name in known} | {"hydra", *GROUPS[program]}
     names = [name for name in known if not name.startswith("hydra")]
     typed = [name for name in names if name.split(".")[0] not in FREE and words_for(known[name])]
     typed = [name for name in typed if not name.endswith("_target_")]
@@ -201,12 +209,15 @@ def _lines(program: str, known: Mapping[str, Any]) -> Any:
         )
     )
     group = st.sampled_from(GROUPS[program])
+    unknown = st.from_regex(r"[a-z_]{3,12}", fullmatch=True).filter(lambda name: name not in top)
     option = st.sampled_from(("none_such", "../x", "/etc/passwd", "x" * 300, "é", ".", "a/b", "0x"))
     must_fail = st.one_of(
         st.sampled_from(BEYOND[program]).map(lambda text: tuple(text.split(" ")) if " " in text else (text,)),
         st.builds(lambda name, value: (f"{name}={value}",), misspelled(names), VALUES),
         st.builds(lambda name, value: (f"{name}={value}",), group, option),
         st.builds(lambda name: (f"+{name}=1",), st.sampled_from([name for name in names if known[name] is not None])),
+        st.builds(lambda mark, name, value: (f"{mark}{name}={value}",), MARKS, unknown, VALUES),
+        st.sampled_from(OF_HYDRA).map(lambda word: (word,)),
         wrong_type,
     )
     may_fail = st.one_of(
