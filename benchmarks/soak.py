@@ -64,6 +64,7 @@ CODES = {
     signal.SIGUSR1: (75,),
     signal.SIGINT: (130, -signal.SIGINT),
 }
+PATIENCE_S = 300.0  # after which a program is taken to hang
 IMPORTS = "imports"  # before there are marks
 # Of each phase: how often it is aimed at, which entry into it at most, and seconds after that at most.
 Aims = dict[str, tuple[float, int, float]]
@@ -150,6 +151,7 @@ class Process:
             self.popen = subprocess.Popen(
                 command, stdout=subprocess.DEVNULL, stderr=err, cwd=REPOSITORY, env=environment
             )
+        self.problems: list[str] = []  # seen while it ran
         self.began = 0.0  # when the first step was begun, or the first trial appended
 
     @property
@@ -158,13 +160,17 @@ class Process:
 
     def attack(self, rng: np.random.Generator, aims: Aims) -> tuple[signal.Signals, str, float] | None:
         """Send a signal at a random moment. Returns it, the phase that it hit, and the seconds of work that were not
-        saved; None if the process was at its end before."""
+        saved; None if the process was at its end before, or hangs, which ends it."""
         names, shares = list(aims), np.array([share for share, _, _ in aims.values()])
         aim = names[int(rng.choice(len(names), p=shares / shares.sum()))]
         number = list(SIGNALS)[int(rng.choice(len(SIGNALS), p=list(SIGNALS.values())))]
         _, entries, delay = aims[aim]
         entry, delay = int(rng.integers(1, entries + 1)) if entries else 0, float(rng.uniform(0, delay))
+        latest = time.monotonic() + PATIENCE_S
         while self.popen.poll() is None and aim != IMPORTS and self.marks[ENTRIES + PHASES.index(aim)] < entry:
+            if time.monotonic() > latest:
+                self._give_up(f"{aim} to be entered {entry} times")
+                return None
             self._watch()
             time.sleep(0.0002)
         until = time.perf_counter() + delay
@@ -181,6 +187,11 @@ class Process:
         self.popen.send_signal(number)
         return number, phase, unsaved
 
+    def _give_up(self, awaited: str) -> None:
+        """Kill a process that hangs."""
+        self.problems.append(f"hangs in {self.phase}: {PATIENCE_S:g} s of waiting for {awaited}")
+        self.popen.kill()
+
     def _watch(self) -> None:
         if not self.began and self.marks[FIRST] >= 0:
             self.began = time.time()
@@ -194,8 +205,12 @@ class Process:
 
     def end(self, number: signal.Signals | None) -> tuple[int, list[str]]:
         """Wait for it. Returns the exit code, and what is wrong with how it ended."""
-        code = self.popen.wait(timeout=300)
-        lines, problems = self.err.read_text(errors="replace").splitlines(), []
+        try:
+            code = self.popen.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self._give_up("its end")
+            code = self.popen.wait()
+        lines, problems = self.err.read_text(errors="replace").splitlines(), list(self.problems)
         if code != 0 and (number is None or code not in CODES[number]):
             problems.append(f"exit code {code} after {number.name if number else 'nothing'}")
         if any("Traceback" in line for line in lines) or len(lines) > (0 if number in (None, signal.SIGKILL) else 1):

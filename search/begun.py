@@ -9,7 +9,9 @@ from typing import Any
 from search.fresh import SUPERNET
 from search.settings import SearchSettings, is_gradient
 from supernet.errors import UserError
+from supernet.restart import launcher
 from supernet.runs import CHECKPOINT, RESULTS, is_locked, newest_finished, read_json
+from supernet.stored import without_downloads
 
 TRIALS = "trials.jsonl"
 STATE = "search.pt"  # of a gradient-based search
@@ -41,13 +43,15 @@ def as_begun(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def begun_config(folder: Path) -> dict[str, Any] | None:
     """The configuration that the search in `folder` was begun with; None where that is not recorded.
 
+    It orders no download: whoever wants one again types data.download=true again.
+
     Raises:
         UserError: if the record is damaged, or is none of a search.
     """
     path = folder / "config.json"
     if not path.is_file():
         return None
-    begun = read_json(path)
+    begun = without_downloads(read_json(path))
     if isinstance(begun, dict):
         begun |= {key: begun.get(key) or {} for key in ("space", "data", "algorithm")}
         sections = all(isinstance(begun[key], dict) for key in ("space", "data", "algorithm"))
@@ -80,7 +84,7 @@ def checkpoint_of(settings: SearchSettings) -> Path:
             source, run = Path(saved["checkpoint"]), Path(begun).parent.parent
             moved = run / source.name if source.suffix == ".pt" else run
             return moved if moved.is_file() or (moved / CHECKPOINT).is_file() else source
-    if settings.resume == "auto":
+    if settings.resume == "auto" and launcher() is None:
         raise UserError(f"resume=auto: no unfinished search under {settings.runs_dir}; start one without resume=")
     return newest_finished(runs)
 

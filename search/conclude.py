@@ -14,6 +14,7 @@ from search.limits import LABELS, number, shown
 from search.summary import checks
 from supernet.errors import UserError
 from supernet.log import RunLog
+from supernet.restart import ENVIRONMENT, launcher
 from supernet.runs import RESULTS, environment, read_json, typed, write_json
 
 
@@ -21,8 +22,8 @@ def describe(job: Job, folder: Path) -> None:
     """Save the configuration and the environment; a resumed search keeps those of its first start."""
     if not (folder / "config.json").exists():
         write_json(folder / "config.json", {**job.config, "checkpoint": str(job.run.source)})
-    if not (folder / "environment.json").exists():
-        write_json(folder / "environment.json", environment())
+    if not (folder / ENVIRONMENT).exists():
+        write_json(folder / ENVIRONMENT, {**environment(), "launcher": launcher()})
 
 
 def about(job: Job) -> dict[str, Any]:

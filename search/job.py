@@ -23,6 +23,7 @@ from supernet.calibrate import has_statistics
 from supernet.construct import construct
 from supernet.distributed import ALONE, Ranks
 from supernet.errors import UserError
+from supernet.restart import begun_before, launcher
 from supernet.runs import RESULTS, plain
 
 if TYPE_CHECKING:
@@ -162,16 +163,20 @@ class Job:
         }
 
     def resumable(self) -> Path | None:
-        """The folder that `resume` names; None for a new search.
+        """The folder that `resume` names, or that an earlier start by this launcher has begun; None for a new search.
 
         Raises:
             UserError: if it holds no search, or a finished one, or "auto" finds no unfinished one.
         """
         resume = self.settings.resume
+        if (begun := begun_before(self.root)) is not None and not (begun / RESULTS).exists():
+            return self._same_kind(begun) if any((begun / name).is_file() for name in (TRIALS, STATE)) else None
         if resume is None:
             return None
         if resume == "auto":
             newest = newest_unfinished(self.root, "*")
+            if newest is None and launcher() is not None:
+                return None  # one command for the first start and for all others
             if newest is None:
                 raise UserError(f"resume=auto: no unfinished search under {self.root}; start one without resume=")
             return self._same_kind(newest)
@@ -201,14 +206,14 @@ def open_job(config: Mapping[str, Any], ranks: Ranks = ALONE) -> Job:
         UserError: for any setting that is wrong, a missing or damaged checkpoint, missing data, or data whose
             classes or channels are not those of the supernet.
     """
-    config = as_begun(config)
+    config = ranks.once(lambda: as_begun(config))  # what is newest may be another one a moment later
     settings = SearchSettings.of(config)
     constraint: Constraint = construct(config["constraint"], "constraint")
     device = ranks.device(pick_device(settings.device))
     if settings.is_fresh:
         run, data = open_fresh(settings, config["algorithm"], device)
     else:
-        run, data = open_run(checkpoint_of(settings), device, settings.family, settings.space), None
+        run, data = open_run(_checkpoint(settings, ranks), device, settings.family, settings.space), None
     space = run.net.space
     if space.size() == 1 and settings.arch is None:
         instead = "" if settings.is_fresh else ": evaluate it with arch=largest"
@@ -231,6 +236,10 @@ def open_job(config: Mapping[str, Any], ranks: Ranks = ALONE) -> Job:
             f"calibration_images=0 keeps the batch-norm statistics of the checkpoint, but {run.source} holds none"
         )
     return job
+
+
+def _checkpoint(settings: SearchSettings, ranks: Ranks) -> Path:
+    return Path(ranks.once(lambda: str(checkpoint_of(settings))))
 
 
 def _data_overrides(settings: SearchSettings, config: Mapping[str, Any]) -> dict[str, Any]:

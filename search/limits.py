@@ -75,7 +75,7 @@ def _absolute(name: str, value: int | float | str, largest: float) -> float:
             raise ValueError
         text = str(value).strip().upper().replace("_", "")
         if text.endswith("%"):
-            parsed = float(text[:-1]) / 100 * largest
+            parsed, counted = float(text[:-1]) / 100 * largest, False
         elif counted and text[-1:] in UNITS:
             parsed = float(text[:-1]) * UNITS[text[-1]]
         else:

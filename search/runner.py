@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from search.study import dry_run, run_study
 from supernet.build import parse_arch
 from supernet.distributed import TIMEOUT_S, joined
 from supernet.errors import UserError
+from supernet.restart import begun_before
+from supernet.runs import RESULTS, read_json
 from supernet.settings import LONGEST_S
 
 MODES = ("search", "latency", "rank")
@@ -30,31 +31,42 @@ def main(config: Mapping[str, Any]) -> float:
     """
     config = {key: value for key, value in config.items() if key != "overrides"}  # a resumed search repeats them
     check_config(config)
-    mode = config["mode"]
-    if mode not in MODES:
-        raise UserError(f"mode={mode}: choose one of {', '.join(MODES)}")
-    if mode != "search" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(f"mode={mode}: runs in one process, start it without torchrun")
-    if mode == "latency":
-        from search.latency.mode import main as measure
-
-        return measure(config)
-    if mode == "rank":
-        return _rank(config)
-    limit = config.get("timeout_s")  # checked below, where those that wait for each other have joined
+    limit = config["timeout_s"]  # checked below, where those that wait for each other have joined
     with joined(limit if isinstance(limit, int | float) and 0 < limit <= LONGEST_S else TIMEOUT_S) as ranks:
+        mode = config["mode"]
+        if mode not in MODES:
+            raise UserError(f"mode={mode}: choose one of {', '.join(MODES)}")
+        if mode != "search" and ranks.world > 1:
+            raise UserError(f"mode={mode}: runs in one process, start it without torchrun")
+        if mode == "latency":
+            from search.latency.mode import main as measure
+
+            return measure(config)
+        if mode == "rank":
+            return _rank(config)
         job = open_job(config, ranks)
         return _chosen(job, config) if job.settings.arch or job.settings.reselect else _searched(job)
 
 
 def _searched(job: Job) -> float:
     job.budget.check_reachable()
+    if (top1 := job.ranks.once(lambda: _done_before(job))) is not None:
+        return float(top1)
     algorithm = job.config["algorithm"]  # a resumed search may have its own, see `search.begun.as_begun`
     if is_gradient(algorithm) and not job.settings.dry_run:
         from search.gradient.study import run_gradient
 
         return run_gradient(job, algorithm.get("name", "gradient"))
     return dry_run(job) if job.settings.dry_run else run_study(job, algorithm)
+
+
+def _done_before(job: Job) -> float | None:
+    """The result, if an earlier start by the same launcher has finished: a process may fail when all is done."""
+    folder = begun_before(job.root)
+    if folder is None or not (folder / RESULTS).exists():
+        return None
+    print(f"{folder} was finished before this restart")
+    return float(read_json(folder / RESULTS)["winner"]["metrics"]["val"]["top1"])
 
 
 def _chosen(job: Job, config: Mapping[str, Any]) -> float:

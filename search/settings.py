@@ -10,7 +10,7 @@ from typing import Any, Literal
 from supernet.construct import coerce, construct, shown
 from supernet.errors import UserError
 from supernet.export import check_formats
-from supernet.settings import check_sections
+from supernet.settings import LONGEST_S, check_sections
 
 COSTS = ("macs", "params", "latency_ms", "memory_mb", "size_mb")
 # What only mode=latency reads, see `search.latency.mode.LatencySettings`.
@@ -34,6 +34,7 @@ class SearchSettings:
     resume: str | None
     seed: int
     device: str
+    timeout_s: float
     evaluations: int
     calibration_images: int | None
     finalists: int
@@ -59,6 +60,8 @@ class SearchSettings:
             raise UserError(f"eval_batch={self.eval_batch}: must be at least 1, auto, or null")
         if not 0 <= self.reuse_mb < math.inf:
             raise UserError(f"reuse_mb={self.reuse_mb}: must not be negative or infinite")
+        if not 0 < self.timeout_s <= LONGEST_S:
+            raise UserError(f"timeout_s={self.timeout_s}: must be above 0, at most {LONGEST_S:,} (a day)")
         if self.seed < 0:
             raise UserError(f"seed={self.seed}: must not be negative")
         if not 2 <= len(set(self.objectives)) == len(self.objectives) <= 3 or "top1" not in self.objectives:

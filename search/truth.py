@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from supernet.construct import shown
 from supernet.errors import UserError
 from supernet.runs import read_json
 from supernet.space import Arch, Space
@@ -26,6 +27,8 @@ def read_truth(path: Path, space: Space) -> dict[Arch, list[float]]:
     Raises:
         UserError: if the file or a row cannot be read, or there are fewer than three subnets; names the row.
     """
+    if not path.is_file():  # a named pipe would be waited for
+        raise UserError(f"{path} does not exist or is not a file")
     rows = _csv(path) if path.suffix.lower() == ".csv" else _json(path)
     found: dict[Arch, list[float]] = {}
     for number, row in enumerate(rows):
@@ -50,10 +53,10 @@ def read_truth(path: Path, space: Space) -> dict[Arch, list[float]]:
 def _numbers(value: Any, where: str) -> list[float]:
     try:
         numbers = [float(item) for item in (value if isinstance(value, list) else [value])]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = []
     if not numbers or not all(map(math.isfinite, numbers)):
-        raise UserError(f"{where}: {value!r} is not an accuracy")
+        raise UserError(f"{where}: {shown(repr(value))} is not an accuracy")
     return numbers
 
 
@@ -78,6 +81,6 @@ def _csv(path: Path) -> Sequence[Any]:
                     row[name] = None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, AttributeError, UnicodeDecodeError) as error:
+    except (ValueError, AttributeError, RecursionError, csv.Error) as error:
         raise UserError(f"{path} is damaged, or is not CSV with arch as JSON text: {error}") from None
     return rows

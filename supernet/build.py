@@ -17,6 +17,7 @@ from supernet.net import Supernet
 from supernet.runs import CHECKPOINT, config_dir, plain, read_json
 from supernet.sharing.make import make_network
 from supernet.space import Arch, Space, load_space
+from supernet.stored import OPENED, UNFIT, checked, reason, run_config
 
 if TYPE_CHECKING:
     from supernet.data import Data
@@ -105,8 +106,9 @@ class OpenedRun:
     """A trained supernet with what is known about it. Weights are the moving average where the run kept one.
 
     `source` is what names these weights: the run's folder, or the checkpoint file that was asked for. `splits` is the
-    record of the images it was trained on; None in checkpoints that hold none. Of a checkpoint file that was published
-    elsewhere nothing is known but the weights: `config` is empty.
+    record of the images it was trained on; None in checkpoints that hold none. `config` is what the run was started
+    with, but it orders no download. Of a checkpoint file that was published elsewhere nothing is known but the weights:
+    `config` is empty.
     """
 
     net: Supernet
@@ -149,29 +151,27 @@ def open_run(
         return OpenedRun(net.to(device), {}, file.parent, path, 0, None)
     if family is not None or space:
         raise UserError(f"{file} says itself what it holds: drop family= and space=, they are for files of others")
-    missing = {"space", "model", "config", "step"} - set(state)
-    if missing:
-        raise UserError(f"checkpoint {file} holds no training run (it lacks {sorted(missing)})")
-    weights, config = state.get("ema") or state["model"], state["config"]
-    if not isinstance(weights, dict) or not isinstance(config, dict) or type(state["step"]) is not int:
-        raise UserError(f"checkpoint {file} holds no training run (its weights, config or step are something else)")
+    state = checked(file, state, OPENED)
+    weights, config = state.get("ema") or state["model"], run_config(state)
     space_of_run = load_space(state["space"])
     if _bytes_held(weights) < space_of_run.widest.params:  # a file gets memory only for what it holds
         raise UserError(f"checkpoint {file} does not fit its own space: it holds fewer weights")
     net = cast(Supernet, make_network(config, space_of_run))  # grouped ones offer the same
     try:
         net.load_state_dict(weights)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise UserError(f"checkpoint {file} does not fit its own space: {reason}") from None
-    if dict(config.get("train") or {}).get("channels_last", False):
+    except UNFIT as error:
+        raise UserError(f"checkpoint {file} does not fit its own space: {reason(error)}") from None
+    if config.get("train", {}).get("channels_last", False):
         net.to(memory_format=torch.channels_last)
     return OpenedRun(net.to(device), config, file.parent, path, state["step"], state.get("splits"))
 
 
 def _bytes_held(weights: Mapping[str, Any]) -> int:
-    """Of the storages of the tensors, each counted once: strides of 0 make tensors of any size of a single value."""
-    storages = [value.untyped_storage() for value in weights.values() if isinstance(value, torch.Tensor)]
+    """Of the storages of the tensors, each counted once: strides of 0 make tensors of any size of a single value.
+
+    `checkpoint.load` gives none but plain tensors on the CPU: one of the meta device has no bytes, and claims to.
+    """
+    storages = [value.untyped_storage() for value in weights.values()]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 

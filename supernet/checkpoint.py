@@ -2,14 +2,18 @@
 
 import errno
 import hashlib
+import io
+import math
 import os
 import pickle
+import pickletools
 import re
 import struct
 import warnings
 import zipfile
 import zlib
 from collections import OrderedDict
+from collections.abc import Collection
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -17,14 +21,26 @@ from typing import Any, BinaryIO, cast
 
 import torch
 
+from supernet.construct import DEEPEST, MOST
 from supernet.errors import UserError
 from supernet.runs import write_atomic
 
 FORMAT = "supernet-checkpoint"
 VERSION = 1
 PICKLE = b"\x80\x02"  # how files of torch before 1.6 begin
+ZIP = b"PK\x03\x04"  # how later ones begin; torch takes anything else for an old one
 MISREAD = (ValueError, LookupError, OverflowError, NotImplementedError, RuntimeError)  # of zipfile, in damaged files
 CHUNK = 1 << 20  # bytes read at a time when checking a file
+DTYPES = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
+)
+# What the pickle inside a file of `save` names; calling any of these takes no memory beyond what the file holds.
+NAMES = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"}
+NAMES |= {f"torch {kind}Storage" for kind in ("Double", "Float", "Half", "BFloat16", "Bool")}
+NAMES |= {f"torch {kind}Storage" for kind in ("Long", "Int", "Short", "Char", "Byte")}
+# Torch's weights-only reader calls these with a number that the file gives: so many bytes, whatever the file's size.
+GREEDY = {"builtins bytearray", "__builtin__ bytearray"}
 
 
 class ForeignCheckpointError(UserError):
@@ -38,7 +54,7 @@ class DamagedCheckpointError(UserError):
 def save(path: Path, state: dict[str, Any], keep: int = 1) -> None:
     """Write `state` to `path`, replacing what is there completely or not at all.
 
-    `state` holds only dict, list, tuple, str, int, float, bool, None and tensors: what `load` accepts.
+    `state` holds only dict, list, tuple, str, int, float, bool, None and dense tensors: what `load` accepts.
     The temporary file in the same folder is on disk, and was read back and compared by its SHA-256, before it takes
     the place of the old one. `keep` files stay in all: the one before as `<stem>-1<suffix>`, the one before that as
     `<stem>-2<suffix>`; 1 leaves such files as they are.
@@ -88,24 +104,32 @@ def load(path: Path) -> dict[str, Any]:
     """Read a file of `save`; tensors arrive on the CPU. The keys "format" and "version" are not returned.
 
     Raises `UserError` when the file is missing, truncated or damaged (every byte is checked), made by a newer version,
-    or made by something else, which may hold objects that could run code when read (`ForeignCheckpointError`).
+    or made by something else, which may hold objects that could run code or take any memory when read
+    (`ForeignCheckpointError`).
     """
     if not path.exists():
         raise DamagedCheckpointError(f"checkpoint {path} does not exist")
     if not path.is_file():
         raise UserError(f"checkpoint {path} is not a file: give the file inside it")
     check_whole(path)
+    unsafe = ForeignCheckpointError(
+        f"checkpoint {path} was not made by this project or is unsafe to load: "
+        "it holds objects other than tensors and plain values"
+    )
+    if pickled_names(path) - NAMES:
+        raise unsafe
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of foreign pickles; what they hold is refused below
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ForeignCheckpointError(
-            f"checkpoint {path} was not made by this project or is unsafe to load: "
-            "it holds objects other than tensors and plain values"
-        ) from error
+        raise unsafe from error
     except (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(f"checkpoint {path} is damaged or is not a checkpoint") from error
+    if not _is_bounded(state):
+        raise UserError(f"checkpoint {path} is unsafe to load: what it holds is nested, or repeated, without end")
+    if not _is_all_plain(state):
+        raise unsafe
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ForeignCheckpointError(f"checkpoint {path} was not made by this project (no {FORMAT!r} mark)")
     version = state.get("version")
@@ -181,8 +205,74 @@ def _check_plain(value: Any, where: str) -> None:
     elif type(value) in (list, tuple):
         for i, item in enumerate(value):
             _check_plain(item, f"{where}[{i}]")
-    elif value is not None and type(value) not in (str, int, float, bool, torch.Tensor, torch.nn.Parameter):
+    elif isinstance(value, torch.Tensor):
+        if not is_dense(value):
+            raise TypeError(f"{where} is a {type(value).__name__} ({value.dtype}, {value.layout}): cannot be saved")
+    elif value is not None and type(value) not in (str, int, float, bool):
         raise TypeError(f"{where} is a {type(value).__name__}: only plain values and tensors can be saved")
+
+
+def is_dense(tensor: torch.Tensor) -> bool:
+    """Whether it can be saved and read back, on whatever device it is now."""
+    exact = type(tensor) in (torch.Tensor, torch.nn.Parameter)
+    return exact and tensor.layout == torch.strided and tensor.dtype in DTYPES and tensor.device.type != "meta"
+
+
+def _is_bounded(state: Any) -> bool:
+    """Whether all that goes down `state` by recursion comes to an end soon.
+
+    A pickle can name one list many times: twenty lists of the one before, twice, unfold to a million.
+    """
+    found: dict[int, tuple[float, float]] = {}  # of each container: values in it, levels; endless while it is open
+    stack, closed = [state], set[int]()
+    while stack:
+        node = stack[-1]
+        if id(node) in closed:
+            stack.pop()
+            continue
+        inner = [value for value in _values(node) if isinstance(value, dict | list | tuple)]
+        if id(node) not in found:
+            found[id(node)] = (math.inf, math.inf)
+            stack += [value for value in inner if id(value) not in found]
+            continue
+        sizes = [found[id(value)] for value in inner]
+        values = len(_values(node)) + sum(size for size, _ in sizes)
+        found[id(node)] = (values, 1 + max((levels for _, levels in sizes), default=0))
+        closed.add(id(node))
+    values, levels = found[id(state)]
+    return values <= MOST and levels <= DEEPEST
+
+
+def _values(node: Any) -> Collection[Any]:
+    """Of a mapping by its class's own method: a pickle may set attributes of an OrderedDict, such as `values`."""
+    return dict.values(node) if isinstance(node, dict) else node if isinstance(node, list | tuple) else ()
+
+
+def _is_all_plain(state: Any) -> bool:
+    """Whether `save` would take what was loaded."""
+    if isinstance(state, OrderedDict) and not vars(state).keys() <= {"_metadata"}:  # torch's, of a network's state
+        return False
+    if type(state) in (dict, OrderedDict):
+        named = all(type(key) in (str, int) for key in dict.keys(state))
+        return named and all(_is_all_plain(value) for value in dict.values(state))
+    if type(state) in (list, tuple):
+        return all(_is_all_plain(value) for value in state)
+    if isinstance(state, torch.Tensor):
+        return is_dense(state) and state.device.type == "cpu"
+    return state is None or type(state) in (str, int, float, bool)
+
+
+def pickled_names(path: Path) -> set[str]:
+    """The classes and functions that a file of `torch.save` names, as "module name"; nothing is imported or called.
+
+    Raises `DamagedCheckpointError` where it holds no pickle that can be read.
+    """
+    try:
+        pickled = torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")  # the very bytes that torch will read
+        operations = pickletools.genops(io.BytesIO(pickled))
+        return {str(value) for operation, value, _ in operations if operation.name == "GLOBAL"}
+    except (RuntimeError, ValueError) as error:
+        raise DamagedCheckpointError(f"checkpoint {path} is damaged or is not a checkpoint") from error
 
 
 def check_whole(path: Path) -> None:
@@ -190,8 +280,11 @@ def check_whole(path: Path) -> None:
     if path.stat().st_size == 0:
         raise DamagedCheckpointError(f"checkpoint {path} is empty")
     with path.open("rb") as file:
-        if file.read(2) == PICKLE:
-            raise ForeignCheckpointError(f"checkpoint {path} was not made by this project: it is in torch's old format")
+        start = file.read(len(ZIP))
+    if start.startswith(PICKLE):
+        raise ForeignCheckpointError(f"checkpoint {path} was not made by this project: it is in torch's old format")
+    if start != ZIP:
+        raise DamagedCheckpointError(f"checkpoint {path} is truncated or damaged, or is not a checkpoint")
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -203,8 +296,13 @@ def check_whole(path: Path) -> None:
                     while content.read(CHUNK):
                         pass
     except OSError as error:
-        if error.errno != errno.EINVAL:  # of a place before the beginning, where a damaged index says that something is
+        # A disk that cannot read it, and a place before the beginning, where a damaged index says that something is.
+        if error.errno not in (errno.EIO, errno.EINVAL):
             raise
         raise DamagedCheckpointError(f"checkpoint {path} is truncated or damaged, or is not a checkpoint") from error
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, *MISREAD) as error:
         raise DamagedCheckpointError(f"checkpoint {path} is truncated or damaged, or is not a checkpoint") from error
+    if greedy := pickled_names(path) & GREEDY:
+        raise ForeignCheckpointError(
+            f"checkpoint {path} is unsafe to load: it names {min(greedy).replace(' ', '.')}, which can take any memory"
+        )

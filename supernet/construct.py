@@ -27,6 +27,7 @@ RESERVED = ("_target_", "_partial_")
 TARGET = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", re.ASCII)
 LARGEST_INT = 2**63 - 1  # what tensors and files can hold
 DEEPEST = 100  # levels of mappings and lists in one configuration
+MOST = 1_000_000  # values in them; what is in two places counts twice, for it is looked at twice
 SHOWN = 120  # characters of a value in a message
 
 
@@ -53,9 +54,9 @@ def construct(cfg: Mapping[str, Any], where: str, **kwargs: Any) -> Any:
     `_target_` are built first; `_partial_: true` returns a `functools.partial` after the same checks.
     Only what is `ALLOWED` can be named: classes of this project and of `torch.optim`, and a few functions.
 
-    Raises `UserError` for a config that is no mapping or nested too deeply, a target that is not allowed or does not
-    exist, unknown, missing or ill-typed parameters, and for a `ValueError`, `TypeError` or `ArithmeticError` of the
-    constructor; `TypeError` for bad `kwargs`.
+    Raises `UserError` for a config that is no mapping, too large or nested too deeply, a target that is not allowed,
+    does not exist or takes no such `kwargs`, unknown, missing or ill-typed parameters, and for a `ValueError`,
+    `TypeError` or `ArithmeticError` of the constructor.
     """
     if not isinstance(cfg, Mapping):
         raise UserError(f"{where}={shown(cfg)}: expected a mapping with _target_")
@@ -68,7 +69,10 @@ def construct(cfg: Mapping[str, Any], where: str, **kwargs: Any) -> Any:
     accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = {name: p for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     if not accepts_any and (strange := [name for name in kwargs if name not in named]):
-        raise TypeError(f"{cfg['_target_']} takes no argument {strange[0]!r}, which code gives it for {where}")
+        raise UserError(
+            f"{_key(where, '_target_')}={cfg['_target_']}: cannot be used as {where or 'settings'}: it takes no "
+            f"argument {strange[0]!r}; name one that a file of configs/{where.split('.')[0]} names"
+        )
     values: dict[str, Any] = {}
     for key, value in cfg.items():
         name = str(key)
@@ -205,11 +209,16 @@ def _is_allowed(name: str) -> bool:
 
 
 def _check_depth(cfg: Any, where: str) -> None:
-    """Refuse what only a hostile file nests so deeply: everything here goes down by recursion."""
-    level = [cfg]
+    """Refuse what only a hostile file nests so deeply, or repeats so often: everything here goes down by recursion."""
+    level, count = [cfg], 0
     for _ in range(DEEPEST):
-        inner = (node.values() if isinstance(node, Mapping) else node for node in level)
-        level = [value for values in inner for value in values if isinstance(value, Mapping | list | tuple)]
+        nodes, level = level, []
+        for node in nodes:
+            count += len(node)
+            if count > MOST:  # before they are gathered: shared lists inside shared lists are more than fit in memory
+                raise UserError(f"{where}: holds more than {MOST:,} values")
+            values = node.values() if isinstance(node, Mapping) else node
+            level += [value for value in values if isinstance(value, Mapping | list | tuple)]
         if not level:
             return
     raise UserError(f"{where}: nested more than {DEEPEST} levels deep")

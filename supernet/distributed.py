@@ -161,10 +161,10 @@ class Ranks:
             return SystemExit(STOPPED)
         if not missing:
             return UserError(f"the processes have lost each other ({_first_line(error)})")
-        names = " and ".join(self._name(rank) for rank in missing)
+        names = " or ".join(self._name(rank) for rank in missing)  # one that is only busy has not heard of this either
         return UserError(
-            f"{names} of {self.world} processes {'does' if len(missing) == 1 else 'do'} not answer: ended, stuck, or "
-            f"longer at work than timeout_s={self.timeout_s:g}"
+            f"{names} of {self.world} processes does not answer: ended, stuck, or longer at work than "
+            f"timeout_s={self.timeout_s:g}"
         )
 
     def leave_note(self, line: str) -> None:
@@ -226,6 +226,9 @@ def join(timeout_s: float = TIMEOUT_S) -> Ranks:
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in given]
     if missing:
         raise UserError(f"WORLD_SIZE={given['WORLD_SIZE']}, but {missing[0]} is not set: start it with torchrun")
+    # Optimizers import it some time. Imported beside a group, it keeps that alive beyond its end, and gloo's threads,
+    # which then crash when Python ends.
+    import torch._dynamo
     import torch.distributed as dist
 
     has_gpus = torch.cuda.is_available() and dist.is_nccl_available()
@@ -288,6 +291,9 @@ def joined(timeout_s: float = TIMEOUT_S) -> Iterator[Ranks]:
         return
     try:
         yield ranks
+    except KeyboardInterrupt:
+        ranks.leave_note("interrupted")
+        raise
     except Exception as error:
         failure = _explained(ranks, error)
         if failure is error:

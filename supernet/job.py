@@ -23,8 +23,9 @@ from supernet.micro_batch import settled, statistics_note
 from supernet.net import Supernet
 from supernet.notes import notes
 from supernet.rescue import saying_what_is_kept
+from supernet.restart import ENVIRONMENT, begun_before, launcher
 from supernet.resume import check_same_splits, own_unfinished, resumed_config
-from supernet.runs import RESULTS, environment, lock, write_json
+from supernet.runs import RESULTS, environment, lock, read_json, write_json
 from supernet.settings import LONGEST_S, check_top_level
 from supernet.setup import make_net, new_folder, with_defaults
 from supernet.shares import shares_note
@@ -43,8 +44,20 @@ def main(config: dict[str, Any]) -> float:
     with joined(limit if isinstance(limit, int | float) and 0 < limit <= LONGEST_S else TIMEOUT_S) as ranks:
         check_top_level(config)
         with ExitStack() as stack:
+            if (top1 := ranks.once(lambda: _done_before(config))) is not None:
+                return float(top1)
             trainer = _prepared(config, overrides, ranks, stack)
             return 0.0 if trainer is None else _trained(trainer)
+
+
+def _done_before(config: dict[str, Any]) -> float | None:
+    """The result, if an earlier start by the same launcher has finished: a process may fail when all is done."""
+    for kind in ("train", "subnet"):
+        folder = begun_before(Path(config["runs_dir"]) / kind)
+        if folder is not None and (folder / RESULTS).exists():
+            print(f"{folder} was finished before this restart")
+            return float(read_json(folder / RESULTS)["subnets"]["largest"]["top1"]["val"])
+    return None
 
 
 def _prepared(config: dict[str, Any], overrides: Sequence[str], ranks: Ranks, stack: ExitStack) -> Trainer | None:
@@ -145,11 +158,12 @@ def _opened(folder: Path, config: dict[str, Any], ranks: Ranks, stack: ExitStack
 def _recorded(trainer: Trainer, device: torch.device, resume: bool) -> None:
     """What a run is, in its folder and on the screen."""
     config, folder, log = trainer.config, trainer.folder, trainer.log
+    started = {**environment(), "launcher": launcher()}
     if resume:
-        write_json(folder / f"environment-{trainer.step}.json", environment())
+        write_json(folder / f"environment-{trainer.step}.json", started)
     else:
         write_json(folder / "config.json", config)
-        write_json(folder / "environment.json", environment())
+        write_json(folder / ENVIRONMENT, started)
         write_json(folder / "splits.json", trainer.data.split_record())
         log.say(f"run folder {folder}, device {device}")
         if config["init_from"]:

@@ -13,12 +13,16 @@ from supernet.checkpoint import kept_files, load, newest_whole
 from supernet.errors import UserError
 from supernet.runs import CHECKPOINT, RESULTS, is_locked, plain, read_json
 from supernet.setup import with_defaults
+from supernet.stored import DESCRIPTION, checked, without_downloads
 
 if TYPE_CHECKING:
     from supernet.data import Data
 
 # What may be given beside `resume`; everything else comes from the run's own configuration.
-ALLOWED = ("resume", "device", "dry_run", "logger", "runs_dir", "timeout_s", "data.root", "data.on_bad_image")
+ALLOWED = (
+    *("resume", "device", "dry_run", "logger", "runs_dir", "timeout_s"),
+    *("data.root", "data.on_bad_image", "data.download"),
+)
 # What the start of a run has settled where it said auto.
 SETTLED = {
     "train.channels_last": "train.channels_last",
@@ -48,7 +52,8 @@ def resumed_config(config: Mapping[str, Any], overrides: Sequence[str]) -> tuple
     stored = _recorded(folder, CONFIG)
     _refuse_other_settings(config, stored, overrides)
     # What a run of an older version does not say is as it is by default: nothing else can be typed with `resume`.
-    resumed = {**config, **stored, **{key: config[key] for key in ALLOWED if key in config}}
+    # Nothing that is stored orders a download: the run folder may be somebody else's.
+    resumed = {**config, **without_downloads(stored), **{key: config[key] for key in ALLOWED if key in config}}
     for name in {_key(word) for word in overrides} & {key for key in ALLOWED if key.startswith("data.")}:
         key = name.removeprefix("data.")
         resumed["data"] = {**resumed["data"], key: config["data"][key]}
@@ -76,9 +81,11 @@ def _recorded(folder: Path, name: str) -> dict[str, Any]:
         found, problem = None, str(error)
     if not isinstance(found, dict):
         newest = newest_whole(folder / CHECKPOINT)
-        found = load(newest).get(name.removesuffix(".json"))
-        if not isinstance(found, dict):
+        key = name.removesuffix(".json")
+        state = load(newest)
+        if not isinstance(state.get(key), dict):
             raise UserError(f"{problem}, and {newest} holds no copy of it")
+        found = checked(newest, state, {key: DESCRIPTION})[key]
         if os.environ.get("RANK", "0") == "0":
             print(f"warning: {problem}; going on with the copy in {newest.name}", file=sys.stderr)
     return found

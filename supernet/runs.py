@@ -149,6 +149,8 @@ def write_json(path: Path, obj: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises `UserError` when it is missing, unreadable as text, or not JSON."""
     try:
+        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+            raise IsADirectoryError
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise UserError(f"{path} does not exist or is not a file") from error

@@ -47,6 +47,10 @@ class Shares:
     def begin(self, net: nn.Module) -> None:
         """Before the first step: equal weights in all processes, and batch norms as the settings say."""
         copy_from_first(self.ranks, [*net.parameters(), *net.buffers()])  # other machines may have rounded otherwise
+        self.synchronise(net)
+
+    def synchronise(self, net: nn.Module) -> None:
+        """Let the batch norms of `net`, which may be a teacher, see the whole batch if the settings say so."""
         if self._synchronised:
             synchronise(net)
 

@@ -45,6 +45,7 @@ from supernet.sharing.members import Resting, member_of, members_of
 from supernet.sorting import sort_training_state
 from supernet.space import Arch
 from supernet.step import Observer, accumulate, update
+from supernet.stored import RESUMED, UNFIT, checked, is_like, load_optimizer, reason
 from supernet.teacher import largest_of, load_teacher
 from supernet.waiting import WaitMeter
 
@@ -128,6 +129,8 @@ class Trainer:
         """
         self.net.train()
         self.shares.begin(self.net)
+        if self.teacher is not None:
+            self.shares.synchronise(self.teacher.network)
         self.warm_up()
         vote = Vote(self.ranks)
         with StopRequest() as stop, self.log.progress(self.total_steps, "training", self.step) as progress:
@@ -184,24 +187,28 @@ class Trainer:
             UserError: if none is, or it belongs to another setup.
         """
         file = checkpoint.newest_whole(self.folder / CHECKPOINT)
-        state = checkpoint.load(file)
+        state = checked(file, checkpoint.load(file), RESUMED)
         self.newest_is_whole = file.name == CHECKPOINT
         try:
             self.net.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            if state["step"] > self.total_steps:
+                raise ValueError(f"step {state['step']} is beyond the last one, {self.total_steps}")
+            optim = for_members(self.config["optim"], len(members_of(self.net)))
+            load_optimizer(self.optimizer, lambda params: construct(optim, "optim", params=params), state["optimizer"])
             if self.ema is not None:
                 self.ema.module.load_state_dict(state["ema"])
                 self.ema.n_averaged.fill_(state["step"])
             self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
             self.guard.load_state_dict(state["guard"])
             if self.step:
+                if not is_like(state["course"], self.course.state_dict()):
+                    raise ValueError("what its samplers have learned is of other ones")
                 self.course.load_state_dict(self.step, state["course"])
-            if state["teacher"] is not None:
+            if state.get("teacher") is not None:
                 self.teacher = largest_of(self.net)
                 self.teacher.network.load_state_dict(state["teacher"])
-        except (KeyError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[-1].strip()
-            raise UserError(f"{file} does not fit this run's configuration: {reason}") from None
+        except UNFIT as error:
+            raise UserError(f"{file} does not fit this run's configuration: {reason(error)}") from None
         self.log.truncate_after(self.step)
         if not self.newest_is_whole:
             self.log.warn(f"{self.folder / CHECKPOINT} is damaged or missing: going on from {file.name} before it")
@@ -289,6 +296,7 @@ class Trainer:
         self.log.say(f"step {self.step}: phase {phase.name}")
         if phase.keep_teacher and not self.config["teacher"]:
             self.teacher = largest_of(self.net)
+            self.shares.synchronise(self.teacher.network)
         if phase.sort_channels is not None:
             nets = members_of(self.net)
             averages = members_of(self.scored_net) if self.ema is not None else [None] * len(nets)

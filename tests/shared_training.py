@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from supernet.distributed import ALONE, Ranks
 from supernet.evaluate import evaluate
 from supernet.log import RunLog
 from supernet.setup import make_net, with_defaults
+from supernet.teacher import largest_of
 from supernet.trainer import Trainer
 
 VIT = (
@@ -46,6 +48,7 @@ class Case:
     overrides: tuple[str, ...]
     steps: int = 5
     synchronised: bool = True
+    taught: bool = False  # by the largest subnet as it was at the start
 
 
 LEARNING = ("path_sampler=importance", "path_sampler.warmup_epochs=0", "path_sampler.tau=0.5")
@@ -57,6 +60,7 @@ CASES = {
     "candidates": Case(("path_sampler=attentive", "path_sampler.prior_samples=200")),
     "images": Case(("data_sampler=importance", "data_sampler.mode=unbiased", "data_sampler.tau=0.5")),
     "recomputed": Case(("train.checkpoint_activations=true",)),
+    "taught": Case((), taught=True),
     "groups": Case(("sharing=groups",)),
     "transformers": Case((*VIT, "train.micro_batch=4", "train.health_every=3"), synchronised=False),
 }
@@ -76,6 +80,9 @@ def trained(name: str, folder: Path, ranks: Ranks = ALONE) -> dict[str, Any]:
     trainer = Trainer(config, net, data, folder, log, ranks)
     trainer.net.train()
     trainer.shares.begin(trainer.net)
+    if case.taught:
+        trainer.teacher = largest_of(trainer.net)
+        trainer.shares.synchronise(trainer.teacher.network)
     visits = trainer.course.visits(0)
     trainer.weights = visits.weights
     for _, batch in zip(range(case.steps), data.train(0, 0, visits.order, ranks), strict=False):
@@ -106,16 +113,21 @@ def differences(one: Any, other: Any) -> float:
     if isinstance(one, Tensor):
         if one.shape != other.shape:
             return float("inf")
-        both_nan = one.isnan() & other.isnan()
-        gaps = torch.where(both_nan, 0.0, (one.double() - other.double()).abs())
+        unknown = one.isnan() & other.isnan()  # nothing was learned there yet
+        gaps = torch.where(unknown, 0.0, (one.double() - other.double()).abs())
         return float(gaps.nan_to_num(nan=float("inf")).max()) if one.numel() else 0.0
     if isinstance(one, dict):
-        return max((differences(one[k], other[k]) for k in one), default=0.0) if one.keys() == other.keys() else 9e99
+        return _largest(differences(one[k], other[k]) for k in one) if one.keys() == other.keys() else float("inf")
     if isinstance(one, list | tuple):
-        return max((differences(*pair) for pair in zip(one, other, strict=True)), default=0.0)
+        return _largest(differences(*pair) for pair in zip(one, other, strict=True))
     if isinstance(one, bool | int | float) and one is not None:
-        return abs(one - other)
+        return 0.0 if one == other else abs(one - other)
     return 0.0 if one == other else float("inf")
+
+
+def _largest(gaps: Iterable[float]) -> float:
+    """0 of none; infinite where one is not a number."""
+    return max((float("inf") if math.isnan(gap) else gap for gap in gaps), default=0.0)
 
 
 def as_rank(rank: int, world: int, port: int) -> None:

@@ -6,6 +6,7 @@ import pickle
 import resource
 import subprocess
 import sys
+import time
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -62,7 +63,11 @@ def test_real_optimizer_and_generator_state(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [np.float64(1), np.zeros(2), object(), Path("x"), {1, 2}, torch.Size([1]), {(1,): 2}, torch.float32],
+    [
+        *(np.float64(1), np.zeros(2), object(), Path("x"), {1, 2}, torch.Size([1]), {(1,): 2}, torch.float32),
+        *(torch.eye(2).to_sparse(), torch.empty(2, device="meta"), torch.zeros(2, dtype=torch.uint16)),
+        *(torch.zeros(2, dtype=torch.complex64), torch.zeros(2, dtype=torch.float8_e4m3fn)),
+    ],
 )
 def test_other_types_are_refused_before_anything_is_written(tmp_path: Path, bad: Any) -> None:
     save(tmp_path / "c.pt", {"step": 1})
@@ -190,6 +195,42 @@ def test_loading_runs_no_code(tmp_path: Path) -> None:
     assert not (tmp_path / "touched").exists()
 
 
+def unending() -> dict[str, Any]:
+    twice: Any = [0]
+    for _ in range(40):
+        twice = [twice, twice]
+    wide: Any = [0] * 1000
+    for _ in range(5):
+        wide = [wide] * 1000
+    deep: Any = []
+    for _ in range(200):
+        deep = [deep]
+    own: dict[str, Any] = {}
+    own["own"] = own
+    return {"twice": twice, "wide": wide, "deep": deep, "own": own}
+
+
+@pytest.mark.parametrize("what", unending())
+def test_what_has_no_end_is_refused(tmp_path: Path, what: str) -> None:
+    torch.save({"format": FORMAT, "version": VERSION, "config": unending()[what]}, tmp_path / "c.pt")
+    start = time.monotonic()
+    with pytest.raises(UserError, match="without end"):
+        load(tmp_path / "c.pt")
+    assert time.monotonic() - start < 20
+
+
+def test_mappings_with_attributes_of_their_own(tmp_path: Path) -> None:
+    """They stand before the methods; a network's state has one that is torch's."""
+    for name in ("get", "_metadata"):
+        weights = OrderedDict(w=torch.ones(1))
+        setattr(weights, name, {})
+        torch.save({"format": FORMAT, "version": VERSION, "model": weights}, tmp_path / "c.pt")
+        if name == "get":
+            with pytest.raises(UserError, match="unsafe"):
+                load(tmp_path / "c.pt")
+    assert load(tmp_path / "c.pt")["model"]["w"].item() == 1
+
+
 def test_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "c.pt"
     save(path, {"step": 1})
@@ -315,3 +356,20 @@ def test_a_checkpoint_s_data_cannot_call_anything_else(tmp_path: Path, victim: P
     with pytest.raises(UserError, match=r"data.*not allowed"):
         make_data({"data": data}, torch.device("cpu"), {"augment": with_attack({}, victim)[0]})
     assert victim.read_text() == "precious"
+
+
+def test_a_file_that_the_disk_cannot_read_gives_way_to_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    for step in (1, 2):
+        checkpoint.save(path, {"step": step}, keep=2)
+    original = zipfile.ZipFile.open
+
+    def unreadable(self: zipfile.ZipFile, *given: Any, **how: Any) -> Any:
+        if str(self.filename) == str(path):
+            raise OSError(errno.EIO, "Input/output error")
+        return original(self, *given, **how)
+
+    monkeypatch.setattr(zipfile.ZipFile, "open", unreadable)
+    assert checkpoint.newest_whole(path).name == "checkpoint-1.pt"

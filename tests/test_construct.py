@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import time
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,8 +93,24 @@ def test_nested_targets_and_partial() -> None:
 def test_code_arguments_override_and_are_not_checked() -> None:
     cfg = {"_target_": "supernet.models.fake_module.Thing", "epochs": "wrong type, but not used"}
     assert construct(cfg, "train", epochs=2, rate="free").values["rate"] == "free"
-    with pytest.raises(TypeError, match="no argument 'device'"):
-        construct(cfg, "train", epochs=2, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("where", "target", "given"),
+    [
+        ("space", "supernet.models.stages.SqueezeExciteRule", {"num_classes": 10}),
+        ("phases", "supernet.phases.base.Phase", {"horizon": None}),
+        ("optim", "torch.optim.lr_scheduler.StepLR", {"params": []}),
+    ],
+)
+def test_a_name_of_something_else_says_where_to_look(where: str, target: str, given: dict[str, Any]) -> None:
+    """It may be named, but it is not what is wanted here."""
+    with pytest.raises(UserError) as caught:
+        construct({"_target_": target}, where, **given)
+    message = str(caught.value)
+    assert message.startswith(f"{where}._target_={target}: cannot be used as {where}")
+    assert f"configs/{where}" in message
+    assert len(message.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -160,6 +177,24 @@ def test_construct_only_refuses_everything_else_before_it_calls_anything(target:
         with pytest.raises(UserError, match=r"^data: expected a mapping"):
             construct_only(config, "data", ("supernet.models.fake_module.",))
     assert not victim.exists()
+
+
+def test_lists_inside_lists_again_and_again() -> None:
+    """A few kilobytes of a file that names one list twice in each of many: refused before they are gone through."""
+    twice: Any = [0]
+    for _ in range(40):
+        twice = [twice, twice]
+    wide: Any = [0] * 1000
+    for _ in range(5):
+        wide = [wide] * 1000
+    for shared in (twice, wide):
+        start = time.monotonic()
+        for build_it in (construct, functools.partial(construct_only, allowed=("supernet.models.",))):
+            with pytest.raises(UserError, match="holds more than"):
+                build_it({"_target_": "supernet.models.fake_module.Thing", "anything": shared}, "space")
+        assert time.monotonic() - start < 20
+    archs = [{"edges": [0] * 6, "depth": 3}] * 15_625  # all subnets of a published space
+    assert len(build(epochs=1, anything=archs).values["anything"]) == 15_625
 
 
 def test_wrong_names_are_answered_with_near_ones() -> None:

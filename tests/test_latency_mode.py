@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from search.latency.measure import Measurement
 from search.latency.mode import main
 from search.latency.model import LatencyModel
 from supernet.build import build
+from supernet.cost import macs_of
 from supernet.errors import UserError
 from supernet.space import Space
 
@@ -89,6 +91,19 @@ def test_an_interrupted_measurement_goes_on(tmp_path: Path, named: str, monkeypa
     monkeypatch.setattr(Measurement, "_append", plain)
     folder = only_folder(tmp_path)
     first = (folder / "measurements.jsonl").read_text()
+    for number, line in (
+        (1, "[1]"),
+        (2, "{"),
+        (2, "{}"),
+        (3, "7"),
+        (3, '{"arch": {}, "raw": [1.0], "reference": 1.0}'),
+    ):
+        lines = first.splitlines()
+        lines[number - 1] = line
+        (folder / "measurements.jsonl").write_text("\n".join(lines) + "\n")
+        with pytest.raises(UserError, match=rf"measurements\.jsonl, line {number}: damaged"):
+            main(settings(tmp_path, named, subnets=14, held_out=7, resume="auto"))
+    (folder / "measurements.jsonl").write_text(first)
     main(settings(tmp_path, named, subnets=14, held_out=7, resume="auto"))
     assert only_folder(tmp_path) == folder
     assert (folder / "measurements.jsonl").read_text().startswith(first)
@@ -225,6 +240,8 @@ def test_a_folder_of_tables_becomes_a_model(tmp_path: Path, named: str) -> None:
         ('"{""resolution"": 99}",1.0', "line 2"),
         ("not json,1.0", "line 2"),
         ('"{}",fast', "line 2"),
+        pytest.param(f'"{"x" * 200_000}",1.0', "field limit", id="long field"),
+        pytest.param(f'"{"[" * 100_000}",1.0', "line 2: .*recursion", id="deep field"),
     ],
 )
 def test_csv_lines_that_cannot_be_read_are_named(tmp_path: Path, named: str, line: str, reason: str) -> None:
@@ -232,6 +249,46 @@ def test_csv_lines_that_cannot_be_read_are_named(tmp_path: Path, named: str, lin
     path.write_text(f"arch,ms\n{line}\n")
     with pytest.raises(UserError, match=reason):
         read_csv(path, build(named).space)
-    path.write_text("name,time\nx,1\n")
+    path.write_text("name,time\nx,1,2\n")
     with pytest.raises(UserError, match="columns arch and ms"):
         read_csv(path, build(named).space)
+
+
+@pytest.mark.parametrize("text", ["9" * 400, "9" * 5000, ".nan", ".inf", "-1", "true", "fast", "[" * 3000])
+def test_means_that_are_no_times_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "table.yaml"
+    path.write_text(f"Conv-input:16x16x3-output:8x8x8:\n  mean: {text}\n")
+    with pytest.raises(UserError, match=r"has no mean from 0 to|cannot be read"):
+        read_block_tables(path, build_space())
+
+
+@pytest.mark.parametrize("part", ["offset_ms", "factors", "probes"])
+def test_a_model_with_a_number_beyond_all_bounds_is_refused(tmp_path: Path, part: str) -> None:
+    space = build_space()
+    LatencyModel(space, macs_of(space)).save(tmp_path / "latency.json")
+    content = json.loads((tmp_path / "latency.json").read_text())
+    first = {"offset_ms": None, "factors": {"ms": [10**400]}, "probes": {"macs": 10**400}}[part]
+    content[part] = [{**content[part][0], **first}] if first else 10**400
+    (tmp_path / "latency.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="damaged"):
+        LatencyModel.load(tmp_path / "latency.json", space)
+
+
+def test_named_pipes_are_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("this would wait for somebody who writes")
+
+    space = build_space()
+    for name, read in (
+        ("phone.csv", lambda path: read_csv(path, space)),
+        ("table.yaml", lambda path: read_block_tables(path, space)),
+        ("table.yaml", lambda path: read_block_tables(path.parent, space)),  # one of a folder
+        ("latency.json", lambda path: LatencyModel.load(path, space)),
+        ("latency.json", lambda path: LatencyModel.load(path.parent, space)),
+    ):
+        if not (tmp_path / name).exists():
+            os.mkfifo(tmp_path / name)
+        with monkeypatch.context() as patched:
+            patched.setattr("io.open", opened)
+            with pytest.raises(UserError, match="is not a file"):
+                read(tmp_path / name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from itertools import islice
 from typing import Any
@@ -221,10 +220,10 @@ def test_equal_scores_and_a_wide_budget_stop_nothing(make: Any) -> None:
     assert set(archs) == set(enumerate_archs(TINY))
 
 
-def test_fifty_proposals_take_milliseconds(make: Any) -> None:
-    """A generous bound for a busy machine; the predictor fits a model between."""
+def test_proposals_in_a_large_space(make: Any) -> None:
+    """As many as are asked for, distinct, all inside the budget."""
     algorithm, evaluator = make(Constraint(macs=0.3).on(BIG), 0), separable(BIG)
     play(algorithm, evaluator, [50, 50])
-    start = time.perf_counter()
-    assert len(algorithm.ask(50)) == 50
-    assert time.perf_counter() - start < (5.0 if type(algorithm).__name__ == "Predictor" else 1.0)
+    asked = algorithm.ask(50)
+    assert len(set(asked)) == len(asked) == 50
+    assert all(algorithm.budget.feasible(arch) for arch in asked)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
@@ -121,8 +122,11 @@ GOOD = {"arch": ARCHS[0].to_json(), "top1": 1.0}
         ("t.json", json.dumps([{**GOOD, "top1": "high"}]), "row 0: 'high' is not an accuracy"),
         ("t.json", json.dumps([{**GOOD, "top1": []}]), r"row 0: \[\] is not an accuracy"),
         ("t.json", json.dumps([GOOD, GOOD]), "holds 1 subnets: a ranking needs at least 3"),
+        ("t.json", json.dumps([{**GOOD, "top1": 10**400}]), "row 0: 1000.* is not an accuracy"),
         ("t.csv", "arch,top1\n{,3\n", "is damaged"),
-        ("none.csv", None, "cannot be read"),
+        pytest.param("t.csv", f'arch,top1\n"{"x" * 200_000}",1\n', "is damaged.*field limit", id="long field"),
+        pytest.param("t.csv", f'arch,top1\n"{"[" * 100_000}",1\n', "is damaged.*recursion", id="deep field"),
+        ("none.csv", None, "does not exist"),
         ("none.json", None, "does not exist"),
     ],
 )
@@ -131,3 +135,20 @@ def test_mistakes_are_one_clear_line(tmp_path: Path, name: str, content: str | N
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=said):
         read_truth(tmp_path / name, SPACE)
+
+
+@pytest.mark.parametrize("name", ["t.json", "t.csv"])
+def test_a_truth_that_is_a_named_pipe_is_not_waited_for(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / name)
+    (tmp_path / "folder.csv").mkdir()
+
+    def opened(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("this would wait for somebody who writes")
+
+    for path in (tmp_path / name, tmp_path / "folder.csv"):
+        with monkeypatch.context() as patched:
+            patched.setattr("io.open", opened)
+            with pytest.raises(UserError, match="is not a file"):
+                read_truth(path, SPACE)

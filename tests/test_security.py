@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_run import REPOSITORY, only_run, tiny_config
+from tiny_run import REPOSITORY, only_run, search_config, tiny_config
 
 from search import conclude, runner
 from search.conclude import begun_command, resume_command
@@ -22,7 +22,7 @@ from supernet.data.files import read_image
 from supernet.errors import UserError
 from supernet.hydra_section import check_section
 from supernet.log import RunLog
-from supernet.runs import config_dir, read_json
+from supernet.runs import read_json
 
 PACKAGES = ("supernet", "search")
 SUBPROCESSES = {"supernet/runs.py": "git", "search/latency/timing.py": "nvidia-smi"}
@@ -120,19 +120,6 @@ def test_no_secret_reaches_the_disk_or_the_screen(
 
 def interrupt(*given: object) -> None:
     raise KeyboardInterrupt
-
-
-def search_config(run: Path) -> dict[str, object]:
-    """A small search of `run`, as `search.py` would compose it."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
-    words = [f"checkpoint={run}", f"runs_dir={run.parent.parent}", "evaluations=4", "finalists=1", "device=cpu"]
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        composed = compose("search", [*words, "constraint.macs=1.0", "eval_batch=null"])
-    plain = OmegaConf.to_container(composed, resolve=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
 
 
 def test_a_setting_of_the_logger_that_does_not_exist_is_not_stored(tmp_path: Path) -> None:

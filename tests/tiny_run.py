@@ -71,6 +71,17 @@ def resume_command(folder: Path, run: Path) -> list[str]:
     return [*argv[: argv.index("-cd") + 2], f"resume={run}"]
 
 
+def search_config(run: Path, *overrides: str) -> dict[str, Any]:
+    """A small search of `run`, as `search.py` would compose it."""
+    words = [f"checkpoint={run}", f"runs_dir={run.parent.parent}", "evaluations=4", "finalists=1", "device=cpu"]
+    words += ["constraint.macs=1.0", "eval_batch=null"]
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        composed = compose("search", [*words, *overrides])
+    plain = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
 def start(*argv: str, own_group: bool = False) -> subprocess.Popen[str]:
     """Start a program with as many threads as this process computes with, so that sums round alike.
 

@@ -11,12 +11,14 @@ from typing import Any
 
 from search.latency.features import SIDE
 from search.latency.measure import FIT, Sample
+from supernet.construct import shown
 from supernet.cost import Additive, Factor
 from supernet.errors import UserError
 from supernet.space import Space, load_space
 from supernet.specs import ConvSpec, HeadSpec, MBConvSpec
 
 MS_COLUMNS = ("ms", "latency_ms", "latency")
+LONGEST_MS = 1e9  # of one layer
 
 
 def read_block_tables(source: Path, space: Space) -> tuple[Space, Additive]:
@@ -107,20 +109,21 @@ def read_csv(source: Path, space: Space) -> list[Sample]:
     Raises:
         UserError: naming the line that cannot be read.
     """
+    _check_file(source)
     try:
         with source.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"source={source}: cannot be read ({error})") from None
     samples = []
     for line, row in enumerate(rows, start=2):
         column = next((name for name in MS_COLUMNS if name in row), None)
         if column is None or "arch" not in row:
-            raise UserError(f"source={source}: needs the columns arch and ms, has {', '.join(row)}")
+            raise UserError(f"source={source}: needs the columns arch and ms, has {', '.join(filter(None, row))}")
         try:
             ms = float(row[column])
             arch = space.from_json(json.loads(row["arch"]))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise UserError(f"source={source}, line {line}: {error}") from None
         if not 0 < ms < float("inf"):
             raise UserError(f"source={source}, line {line}: {column}={row[column]} must be positive milliseconds")
@@ -128,22 +131,31 @@ def read_csv(source: Path, space: Space) -> list[Sample]:
     return samples
 
 
+def _check_file(path: Path) -> None:
+    """Raise UserError for folders and for named pipes, which would be waited for."""
+    if not path.is_file():
+        raise UserError(f"source={path}: does not exist or is not a file")
+
+
 def _read_yaml(file: Path) -> dict[str, float]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError  # type: ignore[import-untyped,unused-ignore]
 
+    _check_file(file)
     try:
         content = OmegaConf.to_container(OmegaConf.load(file))
-    except (OSError, YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+    # ValueError: text that is no text, or a number of thousands of digits
+    except (OSError, YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
         raise UserError(f"source={file}: cannot be read ({str(error).splitlines()[0]})") from None
     if not isinstance(content, dict) or not content:
         raise UserError(f"source={file}: not a latency table")
     entries = {}
     for key, value in content.items():
-        if not isinstance(value, Mapping) or not isinstance(value.get("mean"), int | float):
-            raise UserError(f"source={file}: {key!r} has no mean")
-        entries[str(key)] = float(value["mean"])
+        ms = value.get("mean") if isinstance(value, Mapping) else None
+        if not isinstance(ms, int | float) or isinstance(ms, bool) or not 0 <= ms <= LONGEST_MS:
+            raise UserError(f"source={file}: {shown(key)} has no mean from 0 to {LONGEST_MS:.0e} ms")
+        entries[str(key)] = float(ms)
     return entries
 
 

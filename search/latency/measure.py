@@ -8,8 +8,10 @@ not help, its times are scaled by the reference and the records say so.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +22,7 @@ from search.constraint import encoded
 from search.latency.timing import Ready, Setting, conditions, interleaved, layer_times, summary
 from supernet.cost import macs_of
 from supernet.errors import UserError
-from supernet.runs import plain
+from supernet.runs import plain, write_atomic
 from supernet.space import Arch, Space
 
 if TYPE_CHECKING:
@@ -91,6 +93,26 @@ def reference_of(archs: Sequence[Arch], space: Space) -> Arch:
     return sorted(archs, key=lambda arch: space.plan(arch).macs)[len(archs) // 2]
 
 
+def _parsed(line: str) -> Any:
+    with suppress(ValueError, RecursionError):
+        return json.loads(line)
+    return None
+
+
+def _is_row(row: Mapping[str, Any], space: Space) -> bool:
+    """Whether it is what `Measurement` writes."""
+    arch, layers, raw = row.get("arch"), row.get("layers"), row.get("raw")
+    if not isinstance(arch, dict) or not isinstance(raw, list) or not raw or not isinstance(layers, dict | None):
+        return False
+    times = [*raw, row.get("reference"), *(layers or {}).values()]
+    try:
+        space.from_json(arch)
+    except ValueError:
+        return False
+    positive = all(type(ms) in (int, float) and 0 <= ms < math.inf for ms in times)
+    return positive and row["reference"] > 0 and row.get("split") in (FIT, TEST) and type(row.get("repeats")) is int
+
+
 class Measurement:
     """Measured subnets as they come, each appended at once to a file of one JSON object a line.
 
@@ -98,18 +120,24 @@ class Measurement:
     """
 
     def __init__(self, path: Path, space: Space, setting: Setting, seed: int) -> None:
-        """Raises UserError if the file holds other measurements."""
+        """Raises UserError if the file holds other measurements, or is damaged."""
         self.path, self.space, self.setting, self.seed = path, space, setting, seed
         self.rows: list[dict[str, Any]] = []
         facts = {"space": space.name, "description": plain(space.config), "seed": seed, **setting.record()}
         lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-        if lines:
-            found = json.loads(lines[0])
-            if changed := sorted(key for key in facts if found.get(key) != facts[key]):
+        for number, line in enumerate(lines, 1):
+            found = _parsed(line)
+            if not isinstance(found, dict) or (number > 1 and not _is_row(found, space)):
+                raise UserError(
+                    f"{path}, line {number}: damaged, or of another space; "
+                    + ("start anew, without resume=" if number == 1 else "delete it and all lines after it to go on")
+                )
+            if number > 1:
+                self.rows.append(found)
+            elif changed := sorted(key for key in facts if found.get(key) != facts[key]):
                 raise UserError(f"{path} was measured with other {', '.join(changed)}: start anew, without resume=")
-            self.rows = [json.loads(line) for line in lines[1:]]
-        with path.open("w", encoding="utf-8") as file:  # anew: a killed writer may have left half a line
-            file.writelines(json.dumps(row) + "\n" for row in [facts, *self.rows])
+        text = "".join(json.dumps(row) + "\n" for row in [facts, *self.rows])
+        write_atomic(path, lambda file: file.write(text.encode()))  # a killed writer may have left half a line
 
     def run(
         self, subnets: Sequence[tuple[Arch, str]], seconds: float, report: Callable[[int, float], None]

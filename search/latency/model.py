@@ -86,12 +86,14 @@ class LatencyModel:
         """
         path = Path(path)
         path = path / "latency.json" if path.is_dir() else path
+        if not path.is_file():  # a named pipe would be waited for
+            raise UserError(f"latency={path} does not exist or is not a file")
         data = read_json(path)
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise UserError(f"latency={path}: not a latency model; make one with `python search.py mode=latency`")
         try:
             return _loaded(path, data, space)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
             raise UserError(
                 f"latency={path}: damaged ({type(error).__name__}: {error}); make one with `python search.py "
                 "mode=latency`"

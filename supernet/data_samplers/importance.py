@@ -108,6 +108,8 @@ class ImportanceSampling:
         """The inverse of `state_dict`. Raises ValueError if it is of another number of images."""
         if len(state["scores"]) != self.num_images:
             raise ValueError(f"scores of {len(state['scores'])} images, but there are {self.num_images}")
+        if len(state["probabilities"]) != self.num_images or len(state["seen"]) != self.num_images:
+            raise ValueError(f"probabilities of {len(state['probabilities'])} images, there are {self.num_images}")
         self._scores, self._seen = state["scores"].clone(), state["seen"].clone()
         self._epoch, self._probabilities = int(state["epoch"]), state["probabilities"].clone()
 

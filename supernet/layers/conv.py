@@ -74,8 +74,10 @@ def gated(weight: Tensor, gates: Sequence[Tensor]) -> Tensor:
 
 
 def batch_norm(layer: nn.BatchNorm2d, x: Tensor, spec: ConvSpec | None) -> Tensor:
-    """Batch norm over the leading channels that `spec` asks for, see `leading_norm`."""
-    return layer(x) if spec is None else leading_norm(layer, x, spec.out_channels)
+    """Batch norm over the leading channels that `spec` asks for, see `leading_norm`; over all without one."""
+    if spec is None and not is_synchronised(layer):
+        return layer(x)
+    return leading_norm(layer, x, layer.num_features if spec is None else spec.out_channels)
 
 
 def leading_norm(layer: nn.BatchNorm2d, x: Tensor, count: int) -> Tensor:
@@ -88,9 +90,9 @@ def leading_norm(layer: nn.BatchNorm2d, x: Tensor, count: int) -> Tensor:
     channels = (count,)
     scale = take(layer.weight, channels) if layer.affine else None
     shift = take(layer.bias, channels) if layer.affine else None
-    if layer.training and is_synchronised(layer):
-        return whole_batch_norm(x, scale, shift, layer.eps)
     if layer.training or layer.running_mean is None or layer.running_var is None:
+        if is_synchronised(layer):
+            return whole_batch_norm(x, scale, shift, layer.eps)
         return F.batch_norm(x, None, None, scale, shift, training=True, eps=layer.eps)
     mean, var = take(layer.running_mean, channels), take(layer.running_var, channels)
     return F.batch_norm(x, mean, var, scale, shift, training=False, eps=layer.eps)

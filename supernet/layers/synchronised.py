@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 
 def synchronise(net: nn.Module) -> None:
-    """Let every batch norm of a supernet in train mode normalise with the statistics of all processes' images.
+    """Let every batch norm that normalises with a batch's statistics use those of all processes' images.
 
-    All processes then have to make the same forward and backward passes. Extracted subnets are not concerned.
+    All processes then have to make the same forward and backward passes. Subnets that are extracted are new modules,
+    and not concerned.
     """
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):

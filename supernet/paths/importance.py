@@ -186,6 +186,8 @@ class Importance:
         """
         if state["scores"].shape != self._scores.shape:
             raise ValueError(f"scores of {list(state['scores'].shape)}, expected {list(self._scores.shape)}")
+        if tuple(state["probabilities"].shape) != self._pi.shape:
+            raise ValueError(f"probabilities of {list(state['probabilities'].shape)}, expected {list(self._pi.shape)}")
         self._scores = state["scores"].clone()
         self._chosen_tau, self._first, self._epoch = state["tau"], state["first"], state["epoch"]
         self._drawn = list(state["drawn"])

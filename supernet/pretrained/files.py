@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from supernet.checkpoint import check_whole
+from supernet.checkpoint import check_whole, is_dense
 from supernet.errors import UserError
 
 ZIP = b"PK\x03\x04"  # how PyTorch's files begin since version 1.6
@@ -128,9 +128,7 @@ def _tensors(path: Path, state: Any) -> dict[str, Tensor]:
 
 def _is_plain(value: Any) -> bool:
     """Whether it is a dense tensor of real numbers whose values are there."""
-    exact = type(value) in (Tensor, torch.nn.Parameter)
-    dense = exact and value.layout == torch.strided and value.device.type == "cpu"
-    return dense and not value.is_quantized and not value.is_complex()
+    return is_dense(value) and value.device.type == "cpu"
 
 
 def _has_storage(tensor: Tensor) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import io
 import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,27 @@ from hypothesis import strategies as st
 from PIL import Image
 
 Bytes = Callable[[bytes], bytes]
+# What is seldom meant, in the place of anything.
+ODD: tuple[Any, ...] = (None, True, -1, 0, 3, 1.5, 2**70, float("nan"), float("inf"), "", "x", [], [1], [None], {})
+ODD += ({"a": 1}, [[1]], {"_target_": "os.system"}, {"_target_": 3}, "9" * 500, [0] * 50, "../../x", "\u0000\n")
+
+
+def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to every entry of nested mappings and lists."""
+    entries = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in entries:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+def replaced(node: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """A copy with another entry at the end of that way."""
+    changed = copy.deepcopy(node)
+    target = changed
+    for step in path[:-1]:
+        target = target[step]
+    target[path[-1]] = value
+    return changed
 
 
 class Payload:

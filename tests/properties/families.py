@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from hypothesis import assume
 from hypothesis import strategies as st
 
 from supernet.construct import construct
@@ -29,9 +30,10 @@ epsilons = st.sampled_from((1e-5, 1e-3))
 
 
 def some(values: Any, most: int = 3) -> Any:
-    """One to `most` of `values`, ascending and without repeats."""
+    """One to `most` of `values`, ascending and without repeats; as often many as few, which lists alone are not."""
     drawn = values if isinstance(values, st.SearchStrategy) else st.sampled_from(values)
-    return st.lists(drawn, min_size=1, max_size=most, unique=True).map(sorted)
+    counts = st.sampled_from(range(most, 0, -1))
+    return counts.flatmap(lambda count: st.lists(drawn, min_size=count, max_size=count, unique=True).map(sorted))
 
 
 def names(values: tuple[str, ...], most: int) -> Any:
@@ -235,6 +237,20 @@ def cases(draw: st.DrawFn) -> Case:
     """A space of any family, and option indices."""
     space = draw(spaces())
     return space, draw(codes_of(space))
+
+
+@st.composite
+def part_cases(draw: st.DrawFn) -> Case:
+    """A space that is more than one subnet, and option indices of one that has fewer parameters than the supernet."""
+    space = draw(spaces())
+    whole = space.widest.params
+    codes = draw(codes_of(space))
+    for i, gene in enumerate(space.genes):  # where that is the supernet, genes lose an option until it is not
+        if space.plan(space.decode(codes)).params < whole:
+            break
+        codes = (*codes[:i], max(0, min(codes[i], len(gene.options) - 2)), *codes[i + 1 :])
+    assume(space.plan(space.decode(codes)).params < whole)
+    return space, codes
 
 
 @st.composite

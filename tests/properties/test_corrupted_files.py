@@ -7,6 +7,8 @@ import io
 import json
 import pickle
 import time
+import tracemalloc
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +31,7 @@ from search.algorithm import Trial
 from search.constraint import Constraint
 from search.history import read_trials
 from search.latency.model import LatencyModel
-from supernet import Supernet, calibrate, checkpoint, load_subnet
+from supernet import Supernet, calibrate, checkpoint, load_subnet, load_supernet
 from supernet.build import open_run, parse_arch
 from supernet.cost import macs_of
 from supernet.data import cifar, fashion_mnist
@@ -231,8 +233,6 @@ def test_an_idx_file_that_claims_to_be_huge(tmp_path: Path, shape: tuple[int, ..
 
 def test_an_idx_file_that_unpacks_without_end(tmp_path: Path) -> None:
     """A few kilobytes of gzip can be gigabytes of zeros; what is read is what the header announces."""
-    import tracemalloc
-
     path = tmp_path / "train-images-idx3-ubyte.gz"
     header = b"\0\0\x08\x03" + b"".join(n.to_bytes(4, "big") for n in (1, 28, 28))
     path.write_bytes(gzip.compress(header + bytes(200_000_000), 1))
@@ -279,6 +279,71 @@ def test_json_that_claims_to_be_huge_or_deep(tmp_path: Path) -> None:
     assert refusal(parse_arch, SPACE, "{" * 5000) is not None
     write_json(tmp_path / "a.json", ARCH.to_json())
     assert parse_arch(SPACE, str(tmp_path / "a.json")) == ARCH
+
+
+# Checkpoints with every checksum right that would take any memory ---------------------------------------------------
+
+
+def with_pickle(path: Path, pickled: bytes) -> None:
+    """A file as torch writes it, with another pickle inside."""
+    checkpoint.save(path, {"step": 1})
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, pickled if name.endswith("data.pkl") else content)
+
+
+SIZE = b"\x8a\x04" + (300_000_000).to_bytes(4, "little") + b"\x85R."  # called with that number
+
+
+@pytest.mark.parametrize("read", [checkpoint.load, checkpoint.newest_whole, load_supernet, read_weights])
+@pytest.mark.parametrize("name", [b"builtins\nbytearray\n", b"__builtin__\nbytearray\n"])
+def test_a_file_cannot_ask_for_any_memory(tmp_path: Path, read: Callable[[Path], Any], name: bytes) -> None:
+    """Torch's weights-only reader would call it: 300 MB of zeros for a file of a kilobyte."""
+    path = tmp_path / "c.pt"
+    with_pickle(path, b"\x80\x02c" + name + SIZE)
+    tracemalloc.start()
+    message = refusal(read, path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert "unsafe to load" in str(message)
+    assert peak < 20e6
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("torch.storage UntypedStorage", "torch Tensor", "torch FloatTensor", "torch._utils _rebuild_sparse_tensor"),
+        *(
+            "torch._utils _rebuild_meta_tensor_no_storage",
+            "collections Counter",
+            "builtins set",
+            "torch.serialization x",
+        ),
+    ],
+)
+def test_only_what_save_writes_is_named(tmp_path: Path, name: str) -> None:
+    with_pickle(tmp_path / "c.pt", b"\x80\x02c" + name.replace(" ", "\n").encode() + b"\n.")
+    assert "not made by this project or is unsafe" in str(refusal(checkpoint.load, tmp_path / "c.pt"))
+
+
+def test_what_stands_before_a_whole_file_is_not_read(tmp_path: Path) -> None:
+    """An archive may have a beginning of its own, and torch takes that for a file of its old format."""
+    path = tmp_path / "c.pt"
+    checkpoint.save(path, {"step": 1})
+    path.write_bytes(b"\x80\x03cbuiltins\nbytearray\n" + SIZE + path.read_bytes())
+    assert "is not a checkpoint" in str(refusal(checkpoint.load, path))
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+def test_tensors_without_their_values(tmp_path: Path) -> None:
+    """One of the meta device claims memory that the file does not hold."""
+    mark = {"format": checkpoint.FORMAT, "version": checkpoint.VERSION}
+    good = {"space": plain(SPACE.config), "config": {}, "step": 1, **mark}
+    for tensor in (torch.empty(10**13, device="meta"), torch.eye(3).to_sparse()):
+        torch.save({**good, "model": {**Supernet(SPACE).state_dict(), "x": tensor}}, tmp_path / "c.pt")
+        assert "not plain real tensors" in str(refusal(load_supernet, tmp_path / "c.pt"))
 
 
 # CIFAR's archives are pickles: they are compared with their published checksums before anything reads them ---------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import shutil
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from damage import Damage, damages, foreign_files
+from damage import ODD, Damage, damages, foreign_files, places, replaced
 from hypothesis import given
 from hypothesis import strategies as st
 from overrides import Outcome, Reached, no_work, run
@@ -21,8 +20,6 @@ from tiny_run import only_run, spaces, tiny_config
 from supernet import job
 from supernet.trainer import Trainer
 
-ODD: tuple[Any, ...] = (None, True, -1, 0, 3, 1.5, 2**70, float("nan"), float("inf"), "", "x", [], [1], [None], {})
-ODD += ({"a": 1}, [[1]], {"_target_": "os.system"}, {"_target_": 3}, "9" * 500, [0] * 50, "../../x", "\u0000\n")
 SECTIONS = ("space", "data", "sampler", "path_sampler", "data_sampler", "phases", "sharing")
 SECTIONS += ("distill", "optim", "schedule", "train")
 
@@ -110,22 +107,9 @@ def test_other_files_in_a_run_folder(stored: Stored, name: str, tmp_path: Path) 
 @given(st.data())
 def test_odd_settings_of_a_stored_run(stored: Stored, data: st.DataObject) -> None:
     config = json.loads(stored.files["config.json"])
-    node, key = data.draw(st.sampled_from(list(_places(config))))
-    value = data.draw(st.sampled_from(ODD))
-    changed = copy.deepcopy(config)
-    target = changed
-    for step in node:
-        target = target[step]
-    target[key] = value
+    path = data.draw(st.sampled_from(list(places(config))))
+    changed = replaced(config, path, data.draw(st.sampled_from(ODD)))
     one_line(stored.resumed(content=json.dumps(changed).encode()))
-
-
-def _places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """Every entry of nested mappings and lists: the way to what holds it, and its key."""
-    entries = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for key, value in entries:
-        yield path, key
-        yield from _places(value, (*path, key))
 
 
 @pytest.mark.exhaustive
