@@ -272,3 +272,14 @@ def wait_in_step(step: int, file: str) -> None:
             time.sleep(0.01)
 
     at_step(step, act)
+
+
+def one_of(rank: int, world: int, port: int) -> None:
+    """This process is one of several, as torchrun would start it."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def stand_still_in_step(step: int) -> None:
+    """Stop without a word when a step begins."""
+    at_step(step, lambda self, batch: os.kill(os.getpid(), signal.SIGSTOP))

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from injections import die, full_disk, kill_in_write, no_permission
+from injections import die, full_disk, kill_in_write, no_permission, one_of
 from searching import train_on
 
 from search import history, report, study
 from search.evaluator import SupernetEvaluator
 from supernet import export, runs
 
-__all__ = ["full_disk", "kill_in_write", "no_permission"]
+__all__ = ["full_disk", "kill_in_write", "no_permission", "one_of"]
 
 
 def draw_nothing() -> None:
@@ -134,12 +134,6 @@ def wait_in_evaluation(count: int, file: str) -> None:
             time.sleep(0.01)
 
     before(SupernetEvaluator, "_scores", count, act)
-
-
-def one_of(rank: int, world: int, port: int) -> None:
-    """This process is one of several, as torchrun would start it."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 def stuck_in_evaluation(count: int) -> None:
