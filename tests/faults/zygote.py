@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -107,6 +108,7 @@ def become(argv: list[str], faults: list[list[Any]], output: list[str]) -> None:
     program = Path(argv[0]).stem
     injections = importlib.import_module("search_injections" if program == "search" else "injections")
 
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, which may have started these tests, ignores it
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     for number, name in enumerate(output, start=1):
