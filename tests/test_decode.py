@@ -167,6 +167,26 @@ def test_rounded_costs_are_rounded_up(name: str, bins: int, monkeypatch: pytest.
     assert hits >= 10
 
 
+@pytest.mark.parametrize("name", ["stage", "block", "vit", "cell", "chain"])
+@pytest.mark.parametrize("high", [1e9, math.inf])
+def test_rounding_leaves_nothing_out_where_there_is_no_upper_bound(
+    name: str, high: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The most expensive subnet is found where nothing forbids it, also with a lower bound."""
+    space, known, rng = spaces()[name], listed(name), np.random.default_rng(9)
+    monkeypatch.setattr(knapsack, "ROUNDED", 50)
+    for low in (-math.inf, 0.0):
+        measure = random_sum(space, rng)
+        costs = measure.batch(known.codes)
+        window = (low if low else float(np.quantile(costs, 0.5)), high)
+        nothing = [Factor((i,), np.zeros(len(gene.options))) for i, gene in enumerate(space.genes)]
+        found = knapsack.best_row(space, [*measure.factors, *nothing], measure, window)
+        assert found is not None
+        assert found.width > 0
+        assert found.row is not None
+        assert measure.batch(found.row[None])[0] == pytest.approx(costs.max())
+
+
 @pytest.mark.parametrize("bins", [40, 2**14])
 def test_rounded_costs_keep_lower_ends_too(bins: int, monkeypatch: pytest.MonkeyPatch) -> None:
     space, known, rng = spaces()["stage"], listed("stage"), np.random.default_rng(6)

@@ -86,14 +86,16 @@ def best_row(
         low, high = low - dust, high + dust
     if high < 0:
         return Found(None, 0.0)
-    high = min(high, sum(float(more.max()) for more in over))
+    most = sum(float(more.max()) for more in over)
+    is_bound, high = high < most, min(high, most)
     whole = all(np.issubdtype(factor.table.dtype, np.integer) for factor in costs)
     width, exact = _width(steps, over, high, whole, effort)
     stages = [
         _stage(step, np.rint(more / width) if exact else np.ceil(more / width))
         for step, more in zip(steps, over, strict=True)
     ]
-    budget = math.floor(high / width)
+    # Without a bound nothing may be left out because its costs were rounded up.
+    budget = math.floor(high / width) if is_bound else sum(int(stage.bins.max()) for stage in stages)
     # What may be left: costs are at least `low` for sure where they are so after the rounding is taken off.
     rounded = 0 if exact else sum(bool(stage.bins.any()) for stage in stages)
     left = budget - (math.ceil(low / width) + rounded if low > 0 else 0)
