@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +10,29 @@ from search.fresh import SUPERNET
 from search.settings import SearchSettings, is_gradient
 from supernet.errors import UserError
 from supernet.restart import launcher
-from supernet.runs import CHECKPOINT, RESULTS, is_locked, newest_finished, read_json
+from supernet.runs import CHECKPOINT, RESULTS, folder_of, is_locked, newest_finished, read_json, refuse_held
 from supernet.stored import without_downloads
 
 TRIALS = "trials.jsonl"
 STATE = "search.pt"  # of a gradient-based search
 
 
-def as_begun(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """With `resume` or `from`, what names the space and the data of the search that is meant, where it is not repeated.
+# What may be typed beside `resume` alone; everything else is then as the search was begun.
+ALLOWED = ("resume", "runs_dir", "device", "dry_run", "timeout_s", "checkpoint", "data.root", "data.download")
 
-    Of searches whose run does not say: those of published files, and those from initial weights. A gradient-based
-    search goes on as one, whether its algorithm is repeated or not.
+
+def as_begun(config: Mapping[str, Any], typed: Sequence[str] | None = None) -> Mapping[str, Any]:
+    """With `resume` or `from`, what the search that is meant was begun with, where it is not repeated.
+
+    Args:
+        typed: the command line's overrides. With nothing but `ALLOWED`, all settings are those of the search that
+            `resume` means. None, or others too: what names the space and the data of searches whose run does not say:
+            those of published files, and those from initial weights. A gradient-based search goes on as one, whether
+            its algorithm is repeated or not.
     """
+    keys = {word.split("=")[0].lstrip("+") for word in typed or ()}
+    if config["resume"] is not None and "resume" in keys and keys <= set(ALLOWED):
+        return _all_as_begun(config, keys)
     resume = config["resume"] or config["from"]
     if resume == "auto" and config["checkpoint"] is None:
         found = _newest_begun(Path(config["runs_dir"]), fresh="_target_" in (config["space"] or {}))
@@ -38,6 +48,22 @@ def as_begun(config: Mapping[str, Any]) -> Mapping[str, Any]:
     if config["resume"] and is_gradient(begun["algorithm"]) and not is_gradient(config["algorithm"]):
         kept["algorithm"] = begun["algorithm"]
     return {**config, **kept}
+
+
+def _all_as_begun(config: Mapping[str, Any], typed: Set[str]) -> Mapping[str, Any]:
+    """The settings of the search to go on with, but for those of `ALLOWED`."""
+    runs = Path(config["runs_dir"])
+    found = [_newest_begun(runs), _newest_begun(runs, fresh=True)] if config["resume"] == "auto" else []
+    newest = max((folder for folder in found if folder is not None), key=_last_written, default=None)
+    folder = folder_of(config["resume"]) if newest is None else newest
+    begun = begun_config(folder)
+    if begun is None:
+        return config
+    kept = {key: value for key, value in begun.items() if key in config and key not in ALLOWED}
+    for name in typed & {"data.root", "data.download"}:
+        key = name.removeprefix("data.")
+        kept["data"] = {**kept["data"], key: config["data"][key]}
+    return {**config, **kept, "resume": str(folder)}
 
 
 def begun_config(folder: Path) -> dict[str, Any] | None:
@@ -85,27 +111,33 @@ def checkpoint_of(settings: SearchSettings) -> Path:
             moved = run / source.name if source.suffix == ".pt" else run
             return moved if moved.is_file() or (moved / CHECKPOINT).is_file() else source
     if settings.resume == "auto" and launcher() is None:
+        if held := _newest_begun(runs.parent, held=True):
+            refuse_held(held)
         raise UserError(f"resume=auto: no unfinished search under {settings.runs_dir}; start one without resume=")
     return newest_finished(runs)
 
 
-def newest_unfinished(root: Path, pattern: str) -> Path | None:
-    """The newest search folder under `root` that is begun but has no results, and that no process writes to."""
+def newest_unfinished(root: Path, pattern: str, held: bool = False) -> Path | None:
+    """The newest search folder under `root` that is begun but has no results, and that no process writes to.
+
+    `held`: among those that one writes to.
+    """
     begun = [
         folder
         for folder in {path.parent for name in (TRIALS, STATE) for path in root.glob(f"{pattern}/{name}")}
-        if not (folder / RESULTS).exists() and not is_locked(folder)
+        if not (folder / RESULTS).exists() and is_locked(folder) == held
     ]
     return max(begun, key=lambda folder: (_last_written(folder), folder.name), default=None)
 
 
-def _newest_begun(runs: Path, fresh: bool = False) -> Path | None:
-    """The newest unfinished search of any supernet; `fresh`: among those from initial weights."""
+def _newest_begun(runs: Path, fresh: bool = False, held: bool = False) -> Path | None:
+    """The newest unfinished search of any supernet; `fresh`: among those from initial weights; `held`: see
+    `newest_unfinished`."""
     places = [(runs / "search", "*")]
     if not fresh:
         places += [(runs / "train", "*/search/*"), (runs / "pretrained", "*/search/*")]
         places += [(runs / "search", f"*/{SUPERNET}/search/*")]
-    found = [folder for root, pattern in places if (folder := newest_unfinished(root, pattern))]
+    found = [folder for root, pattern in places if (folder := newest_unfinished(root, pattern, held))]
     return max(found, key=_last_written, default=None)
 
 

@@ -57,7 +57,9 @@ def conclude(
 ) -> None:
     """Print the table, whether the budget holds, and what can be done next."""
     log.table("top-1 with inherited weights, %", ["subnet", "MACs", "params", "search", "val", "test"], rows)
-    for text, holds in checks(winner, job.budget.windows) if is_search else []:
+    bounds = [value for key, value in job.config["constraint"].items() if key != "_target_"]
+    asked = is_search or any(value not in (None, "auto") for value in bounds)
+    for text, holds in checks(winner, job.budget.windows) if asked else []:
         log.say(f"budget:  {text}: {'ok' if holds else 'VIOLATED'}")
     if measured := winner.get("measured_latency"):
         verdict = "ok" if measured["within_budget"] else "VIOLATED, beyond the spread of the measurement"

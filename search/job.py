@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from supernet.construct import construct
 from supernet.distributed import ALONE, Ranks
 from supernet.errors import UserError
 from supernet.restart import begun_before, launcher
-from supernet.runs import RESULTS, plain
+from supernet.runs import RESULTS, folder_of, plain, refuse_held
 
 if TYPE_CHECKING:
     from supernet.data import Data, DataInfo
@@ -115,7 +115,7 @@ class Job:
         facts = [
             self._origin(),
             f"space {space.name!r}: {_count(space.size())} subnets, {reach}",
-            f"budget: {self.budget.describe()}{binds}{self._inside()}",
+            *([] if self.settings.arch else [f"budget: {self.budget.describe()}{binds}{self._inside()}"]),
             *([kept] if kept else []),
         ]
         if self.data is None:
@@ -177,10 +177,12 @@ class Job:
             newest = newest_unfinished(self.root, "*")
             if newest is None and launcher() is not None:
                 return None  # one command for the first start and for all others
+            if newest is None and (held := newest_unfinished(self.root, "*", held=True)):
+                refuse_held(held)
             if newest is None:
                 raise UserError(f"resume=auto: no unfinished search under {self.root}; start one without resume=")
             return self._same_kind(newest)
-        folder = Path(resume)
+        folder = folder_of(resume)
         if not any((folder / name).is_file() for name in (TRIALS, STATE)):
             raise UserError(f"resume={resume}: no search is there ({TRIALS} or {STATE} is missing)")
         if (folder / RESULTS).exists():
@@ -199,14 +201,16 @@ class Job:
         return folder
 
 
-def open_job(config: Mapping[str, Any], ranks: Ranks = ALONE) -> Job:
+def open_job(config: Mapping[str, Any], ranks: Ranks = ALONE, typed: Sequence[str] | None = None) -> Job:
     """Open what the configuration names; `ranks` are the processes that share the work.
+
+    `typed`: the overrides of the command line, see `search.begun.as_begun`.
 
     Raises:
         UserError: for any setting that is wrong, a missing or damaged checkpoint, missing data, or data whose
             classes or channels are not those of the supernet.
     """
-    config = ranks.once(lambda: as_begun(config))  # what is newest may be another one a moment later
+    config = ranks.once(lambda: as_begun(config, typed))  # what is newest may be another one a moment later
     settings = SearchSettings.of(config)
     constraint: Constraint = construct(config["constraint"], "constraint")
     device = ranks.device(pick_device(settings.device))

@@ -29,7 +29,8 @@ def main(config: Mapping[str, Any]) -> float:
         UserError: for wrong settings, an impossible budget, missing or foreign files.
         KeyboardInterrupt: after Ctrl-C; every scored subnet is on the disk.
     """
-    config = {key: value for key, value in config.items() if key != "overrides"}  # a resumed search repeats them
+    typed = config.get("overrides")
+    config = {key: value for key, value in config.items() if key != "overrides"}
     check_config(config)
     limit = config["timeout_s"]  # checked below, where those that wait for each other have joined
     with joined(limit if isinstance(limit, int | float) and 0 < limit <= LONGEST_S else TIMEOUT_S) as ranks:
@@ -44,7 +45,7 @@ def main(config: Mapping[str, Any]) -> float:
             return measure(config)
         if mode == "rank":
             return _rank(config)
-        job = open_job(config, ranks)
+        job = open_job(config, ranks, typed)
         return _chosen(job, config) if job.settings.arch or job.settings.reselect else _searched(job)
 
 

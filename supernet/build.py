@@ -86,7 +86,10 @@ def pick_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]
-        raise UserError(f"device={name}: not available here ({reason}); try device=cpu") from None
+        if "device type" in reason:  # torch lists twenty
+            reason = "no such device"
+        choices = "choose auto, cpu, cuda or cuda:<number>"
+        raise UserError(f"device={name}: not available here ({reason}); {choices}") from None
     return device
 
 

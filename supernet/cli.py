@@ -82,9 +82,8 @@ def entry(config_name: str, run: Run | str, configs: Path | None = None) -> None
         sys.exit(next(filter(None, codes), 0))
     except KeyboardInterrupt as interruption:
         sys.exit(exit_code(interruption))
-    except BrokenPipeError:  # `--help | head`; the interpreter's own last flush must not fail either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(CLOSED_PIPE)
+    except BrokenPipeError:  # `--help | head`
+        sys.exit(_closed_pipe())
     except UserError as error:
         _fail(str(error))
     # Hydra raises ValueError for some misuses; those of `run` never get here.
@@ -124,6 +123,8 @@ def _guarded(run: Run, cfg: DictConfig) -> tuple[int, float | None]:
     try:
         with interrupts_unwrapped():
             return 0, run(_settings(cfg))
+    except BrokenPipeError:
+        return _closed_pipe(), None
     except Exception as error:
         line = _user_line(error)
         if line is not None:
@@ -131,6 +132,12 @@ def _guarded(run: Run, cfg: DictConfig) -> tuple[int, float | None]:
         else:
             traceback.print_exc()
         return 1 if line is None else USER_ERROR, None
+
+
+def _closed_pipe() -> int:
+    """The exit code where nobody reads the output any more; the interpreter's own last flush must not fail either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return CLOSED_PIPE
 
 
 def _user_line(error: Exception) -> str | None:
@@ -181,14 +188,22 @@ def _unresolved(error: OmegaConfBaseException) -> str:
 
 def _known_keys(folder: Path, config_name: str, argv: list[str]) -> list[str]:
     """Dotted keys and groups that an override can name, given the groups chosen in `argv`."""
-    groups = [path.name for path in folder.iterdir() if path.is_dir()]
+    groups = [name for name in _groups_of(folder / f"{config_name}.yaml") if (folder / name).is_dir()]
     choices = [arg for arg in argv if arg.split("=")[0] in groups and "," not in arg]
     for overrides in (choices, []):
         with suppress(HydraException, OmegaConfBaseException, ValueError):
             with hydra.initialize_config_dir(str(folder.resolve()), version_base="1.3"):
                 cfg = hydra.compose(config_name, overrides)
-            return [*_dotted(OmegaConf.to_container(cfg)), *groups]
+            return [name for name in _dotted(OmegaConf.to_container(cfg)) if not name.endswith("_target_")] + groups
     return groups
+
+
+def _groups_of(config: Path) -> list[str]:
+    """The groups that a program's defaults choose from."""
+    with suppress(OSError, yaml.YAMLError):
+        defaults = yaml.safe_load(config.read_text(encoding="utf-8")).get("defaults", [])
+        return [str(key).removeprefix("optional ") for entry in defaults if isinstance(entry, dict) for key in entry]
+    return []
 
 
 def _dotted(node: Any, prefix: str = "") -> Iterator[str]:

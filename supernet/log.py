@@ -61,6 +61,7 @@ class RunLog:
         if wandb is not None and wandb.get("kind", "none") != "none":
             self._wandb, note = _start_wandb(folder, wandb)  # may refuse, so before any file is open
         self._console = Console(highlight=False, markup=False)
+        self._console.on_broken_pipe = _raise_again  # type: ignore[method-assign]
         self._text = (folder / TEXT).open("a", encoding="utf-8")
         self._open_metrics(read_metrics(folder / METRICS))
         if self._wandb is not None:
@@ -311,6 +312,11 @@ def _text_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(cell) for cell in column) for column in zip(columns, *rows, strict=True)]
     lines = [columns, ["-" * width for width in widths], *rows]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def _raise_again() -> None:
+    """In the place of rich's own, which leaves with 1: whoever calls knows what a closed pipe means."""
+    raise
 
 
 def check_logger(settings: Mapping[str, Any]) -> None:

@@ -29,6 +29,10 @@ def saying_what_is_kept(folder: Path, log: RunLog) -> Iterator[None]:
         with suppress(OSError):
             log.say(f"stopped; {kept(folder)}")
         raise
+    except UserError as error:
+        if kept_files(folder / CHECKPOINT):
+            raise
+        raise UserError(f"{error}; {kept(folder)}") from error
     except Exception as error:
         gone = isinstance(error, OSError) and not folder.is_dir()
         line = f"the run folder {folder} is gone: it was moved or deleted during training" if gone else explain(error)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from supernet.checkpoint import kept_files, load, newest_whole
 from supernet.errors import UserError
-from supernet.runs import CHECKPOINT, RESULTS, is_locked, plain, read_json
+from supernet.runs import CHECKPOINT, RESULTS, folder_of, is_locked, plain, read_json, refuse_held
 from supernet.setup import with_defaults
 from supernet.stored import DESCRIPTION, checked, without_downloads
 
@@ -41,7 +41,7 @@ def resumed_config(config: Mapping[str, Any], overrides: Sequence[str]) -> tuple
     Raises:
         UserError: if there is nothing to resume, the run is finished, or other settings are asked for.
     """
-    folder = _newest_unfinished(Path(config["runs_dir"])) if config["resume"] == "auto" else Path(config["resume"])
+    folder = _newest_unfinished(Path(config["runs_dir"])) if config["resume"] == "auto" else folder_of(config["resume"])
     checkpoints = kept_files(folder / CHECKPOINT)
     if not (folder / CONFIG).is_file() and not checkpoints:
         raise UserError(f"resume={folder}: no run is there ({CONFIG} is missing)")
@@ -50,7 +50,7 @@ def resumed_config(config: Mapping[str, Any], overrides: Sequence[str]) -> tuple
     if not checkpoints:
         raise UserError(f"resume={folder}: the run was stopped before its first checkpoint; start it again")
     stored = _recorded(folder, CONFIG)
-    _refuse_other_settings(config, stored, overrides)
+    _refuse_other_settings(config, stored, overrides, named=_named(config, overrides))
     # What a run of an older version does not say is as it is by default: nothing else can be typed with `resume`.
     # Nothing that is stored orders a download: the run folder may be somebody else's.
     resumed = {**config, **without_downloads(stored), **{key: config[key] for key in ALLOWED if key in config}}
@@ -64,12 +64,18 @@ def own_unfinished(config: Mapping[str, Any], overrides: Sequence[str]) -> Path 
     """The newest unfinished run that the same settings have started; None if there is none.
 
     What a job goes on with that its launcher starts again and again with one command.
+
+    Raises:
+        UserError: if another process is at work on it.
     """
     for folder in _unfinished(Path(config["runs_dir"])):
         with suppress(UserError):
             _refuse_other_settings(config, _recorded(folder, CONFIG), overrides)
-            return folder
-    return None
+            break
+    else:
+        return None
+    refuse_held(folder)
+    return folder
 
 
 def _recorded(folder: Path, name: str) -> dict[str, Any]:
@@ -91,16 +97,35 @@ def _recorded(folder: Path, name: str) -> dict[str, Any]:
     return found
 
 
-def _refuse_other_settings(config: Mapping[str, Any], stored: Mapping[str, Any], overrides: Sequence[str]) -> None:
+def _named(config: Mapping[str, Any], overrides: Sequence[str]) -> tuple[str, ...] | None:
+    """The settings that were typed, by name; None where what was typed stands for settings of other names."""
+    keys = tuple(_key(word) for word in overrides)
+    return keys if all(key.split(".")[0] in config for key in keys) else None
+
+
+def _refuse_other_settings(
+    config: Mapping[str, Any],
+    stored: Mapping[str, Any],
+    overrides: Sequence[str],
+    named: tuple[str, ...] | None = None,
+) -> None:
+    """Compare what was typed, `named`, with what is stored; None: compare everything, defaults too."""
     typed = [word for word in overrides if _key(word) not in ALLOWED and not _key(word).startswith("logger.")]
     now = plain(dict(with_defaults(dict(config)))) if typed else {}
     changed = [name for name in _changed(stored, now) if now["train"].get(_last(SETTLED.get(name, ""))) != "auto"]
+    if named is not None:
+        changed = [name for name in changed if any(f"{name}.".startswith(f"{key}.") for key in named)]
     if changed:
         others = ", ".join(f"+{key}" if "." in key else key for key in ALLOWED[1:])
         raise UserError(
-            f"{typed[0]}: a resumed run keeps its own settings, and {changed[0]} would differ (only {others} can): "
+            f"{_word_of(changed[0], typed)}: a resumed run keeps its own settings, and {changed[0]} would differ (only "
+            f"{others} can): "
             "give the run's own settings or none, or start a new run from these weights with init_from="
         )
+
+
+def _word_of(name: str, typed: Sequence[str]) -> str:
+    return next((word for word in typed if f"{name}.".startswith(f"{_key(word)}.")), typed[0])
 
 
 def _changed(stored: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -128,10 +153,10 @@ def check_same_splits(folder: Path, data: Data) -> None:
 
 
 def _unfinished(root: Path) -> list[Path]:
-    """Folders of runs with a checkpoint that nobody works on, the newest first."""
+    """Folders of runs with a checkpoint, the newest first."""
     folders = [folder for kind in ("train", "subnet") for folder in (root / kind).glob("*")]
     checkpoints = [file for folder in folders for file in kept_files(folder / CHECKPOINT)]
-    unfinished = [f for f in checkpoints if not (f.parent / RESULTS).exists() and not is_locked(f.parent)]
+    unfinished = [file for file in checkpoints if not (file.parent / RESULTS).exists()]
     newest_first = sorted(unfinished, key=lambda file: file.stat().st_mtime_ns, reverse=True)
     return list(dict.fromkeys(file.parent for file in newest_first))
 
@@ -140,7 +165,10 @@ def _newest_unfinished(root: Path) -> Path:
     unfinished = _unfinished(root)
     if not unfinished:
         raise UserError(f"resume=auto: no unfinished run under {root}; start one without resume")
-    return unfinished[0]
+    free = [folder for folder in unfinished if not is_locked(folder)]
+    if not free:
+        refuse_held(unfinished[0])
+    return free[0] if free else unfinished[0]
 
 
 def _last(name: str) -> str:

@@ -102,6 +102,18 @@ def lock(folder: Path) -> Iterator[None]:
         yield
 
 
+def refuse_held(folder: Path) -> None:
+    """Raises `UserError` if a process holds `folder` now."""
+    with lock(folder):
+        pass
+
+
+def folder_of(given: str) -> Path:
+    """A run's folder, also where a file in it was given."""
+    path = Path(given)
+    return path.parent if path.is_file() else path
+
+
 def is_locked(folder: Path) -> bool:
     """Whether a process holds `folder` now."""
     try:

@@ -308,13 +308,14 @@ class Trainer:
     def _lr(self, step: int) -> float:
         return self.base_lr * self.course.lr(step)
 
-    def _log_losses(self) -> dict[str, float]:
+    def _log_losses(self) -> dict[str, Any]:
         means = self.meter.read(self.step)
         if means:
             means["wait"] = self.waiting.read()
             lr = self._lr(self.step - 1)
             self.log.record("train", self.step, {"epoch": self.step / self.steps_per_epoch, "lr": lr, **means})
-        return means
+            return {**means, "wait": f"{means['wait']:.1f}%"}
+        return {}
 
     def _report(self) -> None:
         """What samplers have learned, and whether loading is too slow, once an epoch."""

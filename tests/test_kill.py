@@ -165,3 +165,14 @@ def test_a_signal_while_modules_are_loaded(tmp_path: Path, number: signal.Signal
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (code, "", "")
+
+
+def test_nobody_reads_the_output_any_more(tmp_path: Path) -> None:
+    """As in `python train.py | head -1`: no traceback, the code that shells report for a closed pipe."""
+    process = start(*command(tmp_path, *RECIPE))
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 141
