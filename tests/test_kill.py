@@ -172,7 +172,8 @@ def test_nobody_reads_the_output_any_more(tmp_path: Path) -> None:
     process = start(*command(tmp_path, *RECIPE))
     assert process.stdout is not None
     assert process.stderr is not None
-    process.stdout.readline()
-    process.stdout.close()
-    assert process.stderr.read() == ""
+    with process.stdout as out:
+        out.readline()
+    with process.stderr as err:
+        assert err.read() == ""
     assert process.wait(timeout=60) == 141
