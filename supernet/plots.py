@@ -9,6 +9,9 @@ from supernet.log import read_metrics
 
 ROLES = {"largest": "tab:blue", "random": "tab:orange", "smallest": "tab:green"}
 OTHERS = ("tab:orange", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan")
+# Where a legend covers no line, however short the run is.
+BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "ncols": 5, "fontsize": "small"}
+BELOW |= {"frameon": False}
 
 
 def curves(metrics_jsonl: Path, out_png: Path) -> None:
@@ -25,7 +28,7 @@ def curves(metrics_jsonl: Path, out_png: Path) -> None:
     # The object interface, unlike pyplot, keeps no global state and needs no display: PNG goes through Agg.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     figure.suptitle(f"Training of {metrics_jsonl.resolve().parent.name}")
     _losses(left, train)
@@ -47,7 +50,7 @@ def _losses(axes: Any, rows: list[dict[str, Any]]) -> None:
         rate.set_ylim(bottom=0)
         handles, labels = [*handles, line], [*labels, "learning rate"]
     if handles:
-        axes.legend(handles, labels, loc="upper right", fontsize="small")
+        axes.legend(handles, labels, **BELOW)
 
 
 def _accuracies(axes: Any, rows: list[dict[str, Any]]) -> None:
@@ -67,7 +70,7 @@ def _accuracies(axes: Any, rows: list[dict[str, Any]]) -> None:
     axes.set(title="Accuracy of subnets", xlabel="optimizer step", ylabel="top-1 accuracy [%]")
     axes.grid(alpha=0.3)
     if names:
-        axes.legend(loc="lower right", fontsize="small")
+        axes.legend(**BELOW)
 
 
 def _names(rows: list[dict[str, Any]], wanted: Any) -> list[str]:
