@@ -145,6 +145,10 @@ def load_optimizer(
                 raise ValueError(
                     f"the optimizer's {shown(name)} of a parameter of {list(parameter.shape)} does not fit"
                 )
+    held = sum(bool(entry) for entry in entries.values())
+    # It takes momentum of all parameters or of none.
+    if isinstance(optimizer, torch.optim.SGD) and optimizer.defaults.get("fused") and 0 < held < len(parameters):
+        raise ValueError(f"the optimizer's state has momentum of {held} of {len(parameters)} parameters")
     optimizer.load_state_dict({"state": entries, "param_groups": own})
 
 

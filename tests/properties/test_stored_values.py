@@ -122,7 +122,7 @@ SEARCHED: tuple[tuple[tuple[Any, ...], Any], ...] = (
 )
 RESUMED: tuple[tuple[tuple[Any, ...], Any], ...] = (
     *((("optimizer",), value) for value in ([7], {}, {"state": {}}, {"state": {0: 3}, "param_groups": [3]})),
-    *((("optimizer", "state", 0), value) for value in (3, {"a": 1}, {"momentum_buffer": torch.zeros(2)})),
+    *((("optimizer", "state", 0), value) for value in (3, {}, {"a": 1}, {"momentum_buffer": torch.zeros(2)})),
     (("teacher",), [7]),
     (("teacher",), {"x": torch.ones(2)}),
     (("guard",), [7]),
