@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import currently_in_test_context, event, given
 from hypothesis import strategies as st
 from mistakes import BEYOND, SYNTAX
 from overrides import Line, Outcome, Reached, leaves, lines, no_work, run
@@ -55,6 +55,8 @@ def checked(place: Place, line: Line) -> Outcome:
     outcome = run(line.program, place.folder, *line.words, run_folder=place.trained)
     assert "Traceback" not in outcome.err, (line, outcome.err)
     assert outcome.code in ((2,) if line.wrong else (0, 2)), (line, outcome.code, outcome.err)
+    if currently_in_test_context():  # `--hypothesis-show-statistics` says how many there were
+        event("refused" if outcome.code else "runs")
     if outcome.code:
         assert outcome.err.startswith("error: "), outcome.err
         assert outcome.err.count("\n") == 1, outcome.err
