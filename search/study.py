@@ -69,12 +69,15 @@ def run_study(job: Job, described: Mapping[str, Any]) -> float:
     folder = Path(ranks.once(lambda: str(job.resumable() or new_run(job.root, name))))
     if ranks.first:
         describe(job, folder)
-    with lock(folder) if ranks.first else nullcontext(), RunLog(folder, quiet=not ranks.first) as log:
+    with (
+        lock(folder) if ranks.first else nullcontext(),
+        RunLog(folder, quiet=not ranks.first) as log,
+        saying_how_to_go_on(folder, log),
+    ):
         for line in job.facts():
             log.say(line)
         log.say(f"folder: {folder}")
-        with saying_how_to_go_on(folder, log):
-            return _search(job, algorithm, name, folder, log)
+        return _search(job, algorithm, name, folder, log)
 
 
 def _search(job: Job, algorithm: Algorithm, name: str, folder: Path, log: RunLog) -> float:

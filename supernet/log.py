@@ -95,8 +95,9 @@ class RunLog:
         if taken := {"kind", "step", "time"} & values.keys():
             raise ValueError(f"values may not be named {sorted(taken)}: every record has these")
         row = {"kind": kind, "step": step, "time": round(time.time(), 3), **plain(values)}
-        self._metrics.write(json.dumps(row, allow_nan=False) + "\n")
-        self._metrics.flush()
+        with _named(self.folder / METRICS):
+            self._metrics.write(json.dumps(row, allow_nan=False) + "\n")
+            self._metrics.flush()
         if self._table is None or any(name not in self._columns for name in row):
             self._rebuild_table(read_metrics(self.folder / METRICS))
         else:
@@ -181,8 +182,9 @@ class RunLog:
                 raise
 
     def _write_text(self, text: str) -> None:
-        self._text.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
-        self._text.flush()
+        with _named(self.folder / TEXT):
+            self._text.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
+            self._text.flush()
 
     def _open_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Start from `rows`. Rewriting also drops a line that a killed run left unfinished."""
@@ -312,6 +314,16 @@ def _text_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(cell) for cell in column) for column in zip(columns, *rows, strict=True)]
     lines = [columns, ["-" * width for width in widths], *rows]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """A failure to write to an open file names none; now it does."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def _raise_again() -> None:

@@ -41,14 +41,13 @@ def run_gradient(job: Job, name: str) -> float:
     folder = job.resumable() or new_run(job.root, name)
     job = job.saved_in(folder)
     describe(job, folder)
-    with lock(folder), RunLog(folder) as log:
+    with lock(folder), RunLog(folder) as log, saying_how_to_go_on(folder, log):
         for line in job.facts():
             log.say(line)
         log.say(f"folder: {folder}")
         if left := [measure for measure in job.budget.windows if measure == "memory_mb"]:
             log.say(f"note: {left[0]} is no sum over layers: the decoded subnet meets it, the loss does not know of it")
-        with saying_how_to_go_on(folder, log):
-            return _search(job, settings, name, folder, log)
+        return _search(job, settings, name, folder, log)
 
 
 def _settings(job: Job) -> GradientSearch:
