@@ -1,6 +1,7 @@
 """The command line: compose a config, run a program with it, and say in one line what a user did wrong."""
 
 import importlib
+import io
 import os
 import re
 import sys
@@ -8,7 +9,7 @@ import time
 import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +24,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from supernet.construct import nearest
 from supernet.errors import UserError
 from supernet.explain import explain
+from supernet.help import explained
 from supernet.hydra_section import checked_sections
 from supernet.interrupt import StopRequest, deferred, exit_code, interrupts_unwrapped, notices_interrupt
 from supernet.runs import SECRET, config_dir
@@ -73,7 +75,8 @@ def entry(config_name: str, run: Run | str, configs: Path | None = None) -> None
         sys.argv[1:] = [_quoted(arg) for arg in sys.argv[1:]]
         options = _check_options(sys.argv[1:])
         folder = configs or config_dir()
-        with notices_interrupt(), stop, _hydra_raises(), checked_sections(), interrupts_unwrapped():
+        helping = _explaining(folder, config_name) if options.help else nullcontext()
+        with notices_interrupt(), stop, _hydra_raises(), checked_sections(), interrupts_unwrapped(), helping:
             hydra.main(version_base="1.3", config_path=str(folder.resolve()), config_name=config_name)(job)()
         if stop.requested:
             raise stop.interruption()
@@ -250,6 +253,20 @@ def _command() -> str:
 def _hint(name: str, names: list[str]) -> str:
     close = nearest(name, names)
     return f": did you mean {' or '.join(close)}?" if close else ""
+
+
+@contextmanager
+def _explaining(folder: Path, config_name: str) -> Iterator[None]:
+    """Print Hydra's help with the remarks of the YAML files."""
+    text = io.StringIO()
+    try:
+        with redirect_stdout(text):
+            yield
+    finally:
+        chosen = dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {}
+        choices = {name: option for name, option in chosen.items() if not name.startswith("hydra/")}
+        if text.getvalue():
+            print(explained(text.getvalue(), folder, config_name, choices), flush=True)
 
 
 def _import(name: str) -> Run:

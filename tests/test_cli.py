@@ -225,6 +225,30 @@ def test_secrets_are_refused_and_not_repeated(session: Session) -> None:
     assert session("+new.monkey=x", "+new.tokens=3", "+new.text='api_key'") == 0
 
 
+def test_help_says_what_settings_mean(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The remarks of the YAML files, those of the chosen options too; groups of other programs are not offered."""
+    for program, words, lines in (
+        ("train", (), ("label_smoothing: 0.1 # of the largest subnet's loss", "arch: null # train this one subnet")),
+        ("train", ("optim=adamw",), ("fused: true # one kernel for all weights",)),
+        ("train", ("data=folder",), ("num_workers: null # decoding processes; null: one per core",)),
+        ("search", ("algorithm=predictor",), ("batch: 20 # subnets scored between two fits",)),
+        ("search", (), ("calibration_images: null # training images that set",)),
+    ):
+        monkeypatch.setattr(sys, "argv", [f"{program}.py", "--help", *words])
+        with pytest.raises(SystemExit) as left:
+            entry(program, lambda config: None)
+        assert left.value.code == 0
+        out = session.capsys.readouterr().out
+        shown = [" ".join(line.split()) for line in out.splitlines()]
+        for wanted in lines:
+            assert any(line.startswith(wanted) for line in shown), (program, wanted)
+        # Of two batches in a search only the algorithm's has this remark.
+        assert sum("between two fits" in line for line in shown) == (words == ("algorithm=predictor",))
+        assert program == "search" or ("algorithm" not in out and "distill: alpha, none" in out)
+    assert session.error("--help", "nothing=1").startswith("unknown override")
+    assert session.out == ""
+
+
 def test_hydra_options_work(session: Session, tmp_path: Path) -> None:
     assert session("--hydra-help") == 0
     assert "Hydra" in session.out
