@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from search.begun import STATE, TRIALS
 from search.conclude import resume_command
-from supernet.errors import UserError
-from supernet.explain import explain
-from supernet.interrupt import interrupts_unwrapped
 from supernet.log import RunLog
+from supernet.rescue import ending_in_one_line
 
 
-@contextmanager
-def saying_how_to_go_on(folder: Path, log: RunLog) -> Iterator[None]:
-    """For the work of a search in `folder`: an interruption tells how to go on, a failing machine what is left.
-
-    Raises:
-        UserError: for failures that `supernet.explain` knows, and for a folder that is gone; one line.
-        KeyboardInterrupt: as it came.
-    """
-    try:
-        with interrupts_unwrapped():
-            yield
-    except KeyboardInterrupt:
-        with suppress(OSError):
-            log.say(f"interrupted; {saved(folder)}")
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and not folder.is_dir():
-            raise UserError(f"the folder {folder} is gone: it was moved or deleted during the search") from error
-        line = explain(error)
-        if line is None:
-            raise
-        raise UserError(f"{line}; {saved(folder)}") from error
+def saying_how_to_go_on(folder: Path, log: RunLog) -> AbstractContextManager[None]:
+    """`supernet.rescue.ending_in_one_line` for the work of a search in `folder`."""
+    gone = f"the folder {folder} is gone: it was moved or deleted during the search"
+    return ending_in_one_line(folder, log, "interrupted", gone, lambda: saved(folder))
 
 
 def saved(folder: Path) -> str:

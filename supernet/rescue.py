@@ -1,8 +1,8 @@
-"""What a training run says when it cannot go on: why, in one line, and how to continue from what is kept."""
+"""What a run says when it cannot go on: why, in one line, and how to continue from what is kept."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,11 +15,16 @@ from supernet.runs import CHECKPOINT
 
 
 @contextmanager
-def saying_what_is_kept(folder: Path, log: RunLog) -> Iterator[None]:
-    """For the work of a run in `folder`: an interruption tells how to go on, a failing machine what is left.
+def ending_in_one_line(folder: Path, log: RunLog, stopped: str, gone: str, left: Callable[[], str]) -> Iterator[None]:
+    """For work that writes to `folder`: an interruption tells how to go on, a failing machine what is left.
+
+    Args:
+        stopped: the word for an interruption.
+        gone: what is said where the folder is not there any more.
+        left: says what is kept, and how to go on from it.
 
     Raises:
-        UserError: for failures that `supernet.explain` knows, and for a run folder that is gone; one line.
+        UserError: for failures that `supernet.explain` knows, and for a folder that is gone; one line.
         KeyboardInterrupt: as it came.
     """
     try:
@@ -27,18 +32,28 @@ def saying_what_is_kept(folder: Path, log: RunLog) -> Iterator[None]:
             yield
     except KeyboardInterrupt:
         with suppress(OSError):
-            log.say(f"stopped; {kept(folder)}")
+            log.say(f"{stopped}; {left()}")
         raise
-    except UserError as error:
-        if kept_files(folder / CHECKPOINT):
-            raise
-        raise UserError(f"{error}; {kept(folder)}") from error
     except Exception as error:
-        gone = isinstance(error, OSError) and not folder.is_dir()
-        line = f"the run folder {folder} is gone: it was moved or deleted during training" if gone else explain(error)
+        if isinstance(error, OSError) and not folder.is_dir():
+            raise UserError(gone) from error
+        line = explain(error)
         if line is None:
             raise
-        raise UserError(line if gone else f"{line}; {kept(folder)}") from error
+        raise UserError(f"{line}; {left()}") from error
+
+
+@contextmanager
+def saying_what_is_kept(folder: Path, log: RunLog) -> Iterator[None]:
+    """`ending_in_one_line` for a training run in `folder`; mistakes found before its first checkpoint say so, too."""
+    gone = f"the run folder {folder} is gone: it was moved or deleted during training"
+    with ending_in_one_line(folder, log, "stopped", gone, lambda: kept(folder)):
+        try:
+            yield
+        except UserError as error:
+            if kept_files(folder / CHECKPOINT):
+                raise
+            raise UserError(f"{error}; {kept(folder)}") from error
 
 
 def kept(folder: Path) -> str:

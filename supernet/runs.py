@@ -216,7 +216,8 @@ def environment() -> dict[str, Any]:
 def typed() -> list[str]:
     """The command line's words, the program's name first. Values of arguments that are named like secrets, also inside
     of `{…}`, are hidden: this is printed and stored. (`supernet.cli` refuses such arguments.)"""
-    return [f"{arg.split('=', 1)[0]}=***" if SECRET.search(arg) else arg for arg in sys.argv]
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]]  # where a program lies is nobody's business
+    return [f"{word.split('=', 1)[0]}=***" if SECRET.search(word) else word for word in words]
 
 
 def _version(package: str) -> str | None:

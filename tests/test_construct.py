@@ -2,7 +2,6 @@
 
 import functools
 import sys
-import time
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from endless import shared_lists
 
 from supernet.construct import coerce, construct, construct_only, nearest
 from supernet.errors import UserError
@@ -181,18 +181,10 @@ def test_construct_only_refuses_everything_else_before_it_calls_anything(target:
 
 def test_lists_inside_lists_again_and_again() -> None:
     """A few kilobytes of a file that names one list twice in each of many: refused before they are gone through."""
-    twice: Any = [0]
-    for _ in range(40):
-        twice = [twice, twice]
-    wide: Any = [0] * 1000
-    for _ in range(5):
-        wide = [wide] * 1000
-    for shared in (twice, wide):
-        start = time.monotonic()
+    for shared in shared_lists().values():
         for build_it in (construct, functools.partial(construct_only, allowed=("supernet.models.",))):
             with pytest.raises(UserError, match="holds more than"):
                 build_it({"_target_": "supernet.models.fake_module.Thing", "anything": shared}, "space")
-        assert time.monotonic() - start < 20
     archs = [{"edges": [0] * 6, "depth": 3}] * 15_625  # all subnets of a published space
     assert len(build(epochs=1, anything=archs).values["anything"]) == 15_625
 

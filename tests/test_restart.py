@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from tiny_run import only_run, search_config, tiny_config
+from tiny_search import stop_after
 
 from search import runner
-from search.algorithm import Trial
-from search.evaluator import SupernetEvaluator
 from supernet import restart
 from supernet.job import main
 from supernet.restart import begun_before, launcher
 from supernet.runs import write_json
-from supernet.space import Arch
 
 
 @pytest.fixture(autouse=True)
@@ -62,15 +59,8 @@ def test_a_search_goes_on_after_a_restart(
     main(tiny_config(tmp_path, "train.epochs=1"))
     run = only_run(tmp_path)
     words = ("evaluations=8", "reuse_mb=0", "cache=false")
-    score, calls = SupernetEvaluator.__call__, iter(range(100))
-
-    def interrupted(self: SupernetEvaluator, archs: Sequence[Arch]) -> list[Trial]:
-        if next(calls) == 3:
-            raise KeyboardInterrupt
-        return score(self, archs)
-
     with monkeypatch.context() as patch:
-        patch.setattr(SupernetEvaluator, "__call__", interrupted)
+        stop_after(patch, 3)
         with pytest.raises(KeyboardInterrupt):
             runner.main(search_config(run, *words, "resume=auto"))
     (folder,) = (run / "search").iterdir()

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny_run import only_run, search_config, tiny_config
+from tiny_search import stop_after
 
 from search import runner
-from search.algorithm import Trial
-from search.evaluator import SupernetEvaluator
 from supernet.errors import UserError
 from supernet.job import main
 from supernet.resume import own_unfinished, resumed_config
 from supernet.runs import lock, read_json
-from supernet.space import Arch
 from supernet.trainer import Trainer
 
 BEGUN = ("train.epochs=2", "optim.lr=0.05", "train.save_every=2")
@@ -74,15 +71,8 @@ def test_a_run_that_somebody_works_on_is_named(unfinished: Path) -> None:
 def test_a_search_goes_on_with_nothing_but_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     main(tiny_config(tmp_path, "train.epochs=1"))
     run = only_run(tmp_path)
-    score, calls = SupernetEvaluator.__call__, iter(range(100))
-
-    def interrupted(self: SupernetEvaluator, archs: Sequence[Arch]) -> list[Trial]:
-        if next(calls) == 3:
-            raise KeyboardInterrupt
-        return score(self, archs)
-
     with monkeypatch.context() as patch:
-        patch.setattr(SupernetEvaluator, "__call__", interrupted)
+        stop_after(patch, 3)
         with pytest.raises(KeyboardInterrupt):
             runner.main(search_config(run, "evaluations=7", "reuse_mb=0", "seed=3", "algorithm.population=5"))
     (folder,) = (run / "search").iterdir()

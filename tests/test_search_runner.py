@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ import torch
 import yaml
 from images import NoisyImages
 from tiny import tiny_space
+from tiny_search import stop_after
 
 from search import job, runner
-from search.algorithm import Trial
 from search.evaluator import SupernetEvaluator
 from supernet import checkpoint
 from supernet.errors import UserError
@@ -23,7 +23,6 @@ from supernet.evaluate import calibrated_subnet, evaluate
 from supernet.export import load_subnet
 from supernet.net import Supernet
 from supernet.runs import CHECKPOINT, RESULTS, config_dir, write_json
-from supernet.space import Arch
 from supernet.window import enumerate_archs
 
 SPACE = tiny_space()
@@ -75,18 +74,6 @@ def searches(tmp_path: Path) -> list[Path]:
 def trials(folder: Path, name: str = "trials.jsonl") -> list[tuple[Any, Any]]:
     lines = [json.loads(line) for line in (folder / name).read_text().splitlines()[1:]]
     return [(line["arch"], line["metrics"]) for line in lines]
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    """Ctrl-C in call number `count` + 1 of the evaluator; with reuse_mb=0 that is one call for every subnet."""
-    original, calls = SupernetEvaluator.__call__, iter(range(10**6))
-
-    def call(self: SupernetEvaluator, archs: Sequence[Arch]) -> list[Trial]:
-        if next(calls) == count:
-            raise KeyboardInterrupt
-        return original(self, archs)
-
-    monkeypatch.setattr(SupernetEvaluator, "__call__", call)
 
 
 def test_a_search_leaves_a_checked_subnet_and_all_its_records(

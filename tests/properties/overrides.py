@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 from hydra import compose, initialize_config_dir
 from hydra.types import RunMode
 from hypothesis import strategies as st
 from mistakes import BEYOND, FRACTIONS, FREE, GROUPS, SYNTAX, WRONG
 from omegaconf import OmegaConf
-from tiny_run import OVERRIDES, spaces
+from tiny_run import OVERRIDES, only_run, spaces, tiny_config
 
 from search.gradient.search import GradientSearch
 from search.latency.mode import LatencySettings
@@ -28,6 +29,7 @@ from supernet import job
 from supernet.cli import entry
 from supernet.construct import construct
 from supernet.runs import config_dir
+from supernet.trainer import Trainer
 
 
 class Reached(Exception):  # noqa: N818 - not an error: all checks have passed
@@ -136,6 +138,20 @@ def _until_reached(main: Callable[[dict[str, Any]], float]) -> Callable[[dict[st
             return 0.0
 
     return program
+
+
+def stored_run(folder: Path) -> Path:
+    """A training run below `folder` that has saved its first state, and stopped."""
+
+    def save(trainer: Trainer) -> Any:
+        trainer.save()
+        raise Reached
+
+    with no_work(), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Trainer, "run", save)
+        with pytest.raises(Reached):
+            job.main(tiny_config(folder))
+    return only_run(folder)
 
 
 # The grammar -------------------------------------------------------------------------------------------------------

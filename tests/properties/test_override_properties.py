@@ -12,11 +12,7 @@ import pytest
 from hypothesis import currently_in_test_context, event, given
 from hypothesis import strategies as st
 from mistakes import BEYOND, SYNTAX
-from overrides import Line, Outcome, Reached, leaves, lines, no_work, run
-from tiny_run import only_run, tiny_config
-
-from supernet import job
-from supernet.trainer import Trainer
+from overrides import Line, Outcome, leaves, lines, no_work, run, stored_run
 
 LONGEST = 3000  # characters of a message
 
@@ -34,19 +30,11 @@ class Place:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder, before = tmp_path_factory.mktemp("commands"), Path.cwd()
     os.chdir(folder)
-
-    def save(trainer: Trainer) -> Any:
-        trainer.save()
-        raise Reached
-
-    with no_work(), pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Trainer, "run", save)
-        with pytest.raises(Reached):
-            job.main(tiny_config(folder / "first"))
+    trained = stored_run(folder / "first")
     settings = {program: leaves(program, folder) for program in ("train", "search")}
     try:
         with no_work():
-            yield Place(folder, settings, only_run(folder / "first"))
+            yield Place(folder, settings, trained)
     finally:
         os.chdir(before)
 

@@ -8,17 +8,13 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 from damage import ODD, Damage, damages, foreign_files, places, replaced
 from hypothesis import given
 from hypothesis import strategies as st
-from overrides import Outcome, Reached, no_work, run
-from tiny_run import only_run, spaces, tiny_config
-
-from supernet import job
-from supernet.trainer import Trainer
+from overrides import Outcome, no_work, run, stored_run
+from tiny_run import spaces
 
 SECTIONS = ("space", "data", "sampler", "path_sampler", "data_sampler", "phases", "sharing")
 SECTIONS += ("distill", "optim", "schedule", "train")
@@ -45,16 +41,7 @@ class Stored:
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stored]:
     folder, before = tmp_path_factory.mktemp("stored"), Path.cwd()
     os.chdir(folder)
-
-    def save(trainer: Trainer) -> Any:
-        trainer.save()
-        raise Reached
-
-    with no_work(), pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Trainer, "run", save)
-        with pytest.raises(Reached):
-            job.main(tiny_config(folder))
-    found = only_run(folder)
+    found = stored_run(folder)
     files = {path.name: path.read_bytes() for path in found.iterdir() if path.is_file()}
     try:
         with no_work():
